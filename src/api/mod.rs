@@ -1,0 +1,16 @@
+//! The custom resources of `mirror-operator.io/v1alpha1`: Peer, Mirror and MirrorResync. No I/O.
+
+pub mod condition;
+pub mod mirror;
+pub mod peer;
+pub mod quantity;
+pub mod resync;
+
+pub use mirror::{Mirror, MirrorSpec, MirrorStatus};
+pub use peer::{Peer, PeerSpec, PeerStatus};
+pub use resync::{MirrorResync, MirrorResyncSpec, MirrorResyncStatus};
+
+/// The API group of all kinds.
+pub const GROUP: &str = "mirror-operator.io";
+/// The one served version.
+pub const VERSION: &str = "v1alpha1";

@@ -1,0 +1,169 @@
+//! Peer: one connection to a database that mirrors read from or write to.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    condition,
+    quantity::{Span, span},
+};
+
+/// One connection to a database: where it is, who connects, and what mirrors use it for.
+///
+/// A short Job checks every Peer when its spec changes; the condition `Ready` then says what is missing and the statement that cures it.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "mirror-operator.io",
+    version = "v1alpha1",
+    kind = "Peer",
+    plural = "peers",
+    shortname = "peer",
+    category = "mirrors",
+    namespaced,
+    status = "PeerStatus",
+    derive = "PartialEq",
+    doc = "One connection to a database that mirrors read from or write to.",
+    printcolumn(name = "Type", type_ = "string", json_path = ".status.type"),
+    printcolumn(name = "Host", type_ = "string", json_path = ".spec.postgres.host"),
+    printcolumn(name = "Database", type_ = "string", json_path = ".spec.postgres.database"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.serverVersion"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.postgres)").message("exactly one kind of database must be given: postgres"))]
+pub struct PeerSpec {
+    /// What mirrors use this peer for; the check covers the needs of these roles.
+    #[schemars(length(min = 1, max = 2))]
+    pub roles: Vec<Role>,
+    /// A PostgreSQL database, version 14 or newer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgres: Option<PostgresPeer>,
+}
+
+/// What a mirror uses a peer for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Role {
+    /// Tables are read and streamed from it.
+    Source,
+    /// Tables are written to it.
+    Destination,
+}
+
+/// How to reach a PostgreSQL database.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PostgresPeer {
+    /// Host name or address.
+    #[schemars(length(min = 1, max = 253))]
+    pub host: String,
+    /// TCP port.
+    #[serde(default = "default_port")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+    /// Name of the database.
+    #[schemars(length(min = 1, max = 63))]
+    pub database: String,
+    /// Name of the role that connects.
+    #[schemars(length(min = 1, max = 63))]
+    pub user: String,
+    /// The Secret and key that hold the role's password. Without it no password is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_secret_ref: Option<SecretKeyRef>,
+    /// Encryption of the connection.
+    #[serde(default)]
+    pub tls: Tls,
+    /// How long to wait for a connection.
+    #[serde(default = "default_connect_timeout")]
+    pub connect_timeout: Span,
+}
+
+/// A key of a Secret in the same namespace.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKeyRef {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key within the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+/// A Secret of type `kubernetes.io/tls` in the same namespace.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TlsSecretRef {
+    /// Name of the Secret; its keys `tls.crt` and `tls.key` are used.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// Encryption of a connection, with the meanings of PostgreSQL's `sslmode` (PostgreSQL docs, libpq, "SSL Mode Descriptions").
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.caSecretRef) || (has(self.mode) && self.mode in ['VerifyCA', 'VerifyFull'])").message("caSecretRef is only used with mode VerifyCA or VerifyFull"))]
+pub struct Tls {
+    /// Disable: never encrypt. Prefer: encrypt if the server offers it. Require: encrypt, whoever answers. VerifyCA: the server's certificate must be
+    /// signed by the CA. VerifyFull: it must also bear the host's name.
+    #[serde(default)]
+    pub mode: TlsMode,
+    /// The Secret and key that hold the CA's certificate (PEM). Without it the public CAs are trusted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKeyRef>,
+    /// The client's certificate and key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_certificate_secret_ref: Option<TlsSecretRef>,
+}
+
+/// When a connection is encrypted and what is verified.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TlsMode {
+    /// Never encrypt.
+    Disable,
+    /// Encrypt if the server offers it.
+    #[default]
+    Prefer,
+    /// Encrypt, whoever answers.
+    Require,
+    /// The server's certificate must be signed by the CA.
+    VerifyCA,
+    /// The server's certificate must also bear the host's name.
+    VerifyFull,
+}
+
+/// What the last check of a Peer found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerStatus {
+    /// The generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The kind of database: PostgreSQL.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub type_: Option<String>,
+    /// The server's version as it states it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_version: Option<String>,
+    /// The cluster's system identifier, which tells two names of one server apart from two servers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_identifier: Option<String>,
+    /// When the last check ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checked_at: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>,
+    /// `Ready`: the last check found everything that the roles need.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "condition::schema")]
+    pub conditions: Vec<Condition>,
+}
+
+fn default_port() -> u16 {
+    5432
+}
+
+fn default_connect_timeout() -> Span {
+    span("10s")
+}

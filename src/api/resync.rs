@@ -1,0 +1,326 @@
+//! MirrorResync: one resync of one Mirror, one-shot.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    condition,
+    quantity::{Bytes, Span, span},
+};
+
+/// Rebuilds the tables of a Mirror from scratch behind the readers' back, once.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "mirror-operator.io", version = "v1alpha1", kind = "MirrorResync", plural = "mirrorresyncs", shortname = "mresync", category = "mirrors", namespaced,
+    status = "MirrorResyncStatus", derive = "PartialEq", selectable = ".spec.mirror",
+    doc = "Rebuilds the tables of a Mirror from scratch behind the readers' back, once.",
+    validation = Rule::new("size(self.metadata.name) <= 52").message("the name of a MirrorResync may have 52 characters at most: its Jobs are named after it"),
+    printcolumn(name = "Mirror", type_ = "string", json_path = ".spec.mirror"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Progress", type_ = "string", json_path = ".status.progress"),
+    printcolumn(name = "Rows", type_ = "integer", json_path = ".status.rows.done"),
+    printcolumn(name = "Lag", type_ = "string", json_path = ".status.lag"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Succeeded\")].message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.mirror == oldSelf.mirror").message("mirror cannot be changed: make a new MirrorResync"),
+    validation = Rule::new("self.handover == oldSelf.handover").message("handover cannot be changed: make a new MirrorResync"),
+    validation = Rule::new("!oldSelf.cancel || self.cancel").message("a cancelled resync cannot be taken up again: make a new MirrorResync")
+)]
+pub struct MirrorResyncSpec {
+    /// Name of a Mirror in the same namespace.
+    #[schemars(length(min = 1, max = 52))]
+    pub mirror: String,
+    /// How the change stream passes from the old tables to the new ones.
+    #[serde(default)]
+    pub handover: Handover,
+    /// Stops the load after the chunks in hand while true.
+    #[serde(default)]
+    pub suspend: bool,
+    /// Ends the resync before its swap: its slot, `_resync` tables and Jobs are removed.
+    #[serde(default)]
+    pub cancel: bool,
+    /// The swap.
+    #[serde(default)]
+    pub swap: Swap,
+    /// What is carried from the old tables into the new ones.
+    #[serde(default)]
+    pub carry: Carry,
+    /// How long the old tables are kept after the swap, as `<table>_old`.
+    #[serde(default = "default_keep_old")]
+    pub keep_old: Span,
+    /// Overrides of the Mirror's `snapshot`, for this resync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotOverrides>,
+}
+
+/// How the change stream passes from the old tables to the new ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Handover {
+    /// The old pipeline and its slot are dropped first; the live tables stand still until the swap.
+    #[default]
+    DropFirst,
+}
+
+/// The swap.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Swap {
+    /// Automatic: swap as soon as the new tables are complete. Manual: wait until `approved` is true.
+    pub approval: Approval,
+    /// Lets a Manual swap go on.
+    pub approved: bool,
+    /// How long the swap waits for transactions at the destination whose snapshot is older than the new rows, and so would see empty tables.
+    pub old_snapshot_wait: Span,
+    /// What happens when such a transaction is still there after that.
+    pub on_old_snapshot: OnOldSnapshot,
+}
+
+/// Who lets the swap go on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Approval {
+    /// It goes on by itself.
+    #[default]
+    Automatic,
+    /// It waits for `approved`.
+    Manual,
+}
+
+/// What happens when a transaction with an old snapshot outlasts the wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnOldSnapshot {
+    /// Swap; that transaction may see empty tables.
+    #[default]
+    Proceed,
+    /// The resync fails; the live tables stay as they are.
+    Fail,
+}
+
+/// What is carried from the old tables into the new ones.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Carry {
+    /// Rows that are flagged as deleted in the old table, with their flag and time.
+    pub soft_deleted: bool,
+    /// Rows that are live in the old table but gone from the source, flagged as deleted now. They are counted apart.
+    pub missing: bool,
+}
+
+/// Overrides of the Mirror's `snapshot`.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SnapshotOverrides {
+    /// See the Mirror's field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 256))]
+    pub max_parallel_workers: Option<u16>,
+    /// See the Mirror's field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partition_size: Option<Bytes>,
+    /// See the Mirror's field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunk_size: Option<Bytes>,
+    /// See the Mirror's field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bytes_per_second: Option<Bytes>,
+}
+
+/// Where a resync stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Phase {
+    /// Waiting for its turn, or for something named in the message. Nothing was changed yet.
+    #[default]
+    Pending,
+    /// The new pipeline checks what can be checked, drops the old slot, and makes slot, snapshot and `_resync` tables. Ends when the pipeline reports a plan.
+    Setup,
+    /// Snapshot Jobs fill the `_resync` tables. Ends when every chunk is loaded and every key and index is built.
+    Snapshot,
+    /// Soft-deleted rows are carried over and the tables are swapped. Ends when the destination says that the new tables bear the live names.
+    Swap,
+    /// Swapped, and the mirror is in CDC. An end.
+    Running,
+    /// It ended with an error; the condition `Succeeded` says which. An end.
+    Failed,
+    /// It was cancelled before the swap. An end.
+    Cancelled,
+}
+
+impl Phase {
+    /// Whether nothing happens any more.
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Running | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// How a resync ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Outcome {
+    /// Swapped.
+    Succeeded,
+    /// Ended with an error.
+    Failed,
+    /// Cancelled before the swap.
+    Cancelled,
+}
+
+/// What is known of a resync.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MirrorResyncStatus {
+    /// The generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Where the resync stands.
+    #[serde(default)]
+    pub phase: Phase,
+    /// The epoch that it makes. Recorded before anything of that epoch is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u32>,
+    /// The image that its workloads started with and keep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// When it claimed the mirror.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// When it ended, well or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_time: Option<Time>,
+    /// How much of the load is done, such as `42%`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<String>,
+    /// When the load is expected to end, at the speed so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta: Option<Time>,
+    /// Partitions of the load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<Partitions>,
+    /// Bytes loaded and estimated in total.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<Amount>,
+    /// Rows loaded and estimated in total.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<Amount>,
+    /// The change stream's lag after the swap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<String>,
+    /// The snapshot that the load reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotStatus>,
+    /// The swap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap: Option<SwapStatus>,
+    /// Each table.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<TableProgress>,
+    /// Steps that were begun and must not be begun again, whatever became of their Jobs: durable intent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub begun: Vec<Step>,
+    /// `Succeeded`, and one for each finished step: `Planned`, `Loaded`, `Swapped`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "condition::schema")]
+    pub conditions: Vec<Condition>,
+}
+
+/// A step whose beginning is recorded before it is begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Step {
+    /// The pipeline of the new epoch; it drops the old slot.
+    Pipeline,
+    /// The snapshot Job.
+    Snapshot,
+    /// The swap Job.
+    Swap,
+    /// The Job that removes what a failed or cancelled resync has made.
+    Cleanup,
+}
+
+/// Partitions of a load.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Partitions {
+    /// All of them.
+    pub total: u32,
+    /// Loaded completely.
+    pub succeeded: u32,
+    /// Given up.
+    pub failed: u32,
+}
+
+/// How much is done of how much.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Amount {
+    /// Done.
+    pub done: i64,
+    /// Estimated in total, from the source's statistics.
+    pub total: i64,
+}
+
+/// The snapshot that a load reads.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotStatus {
+    /// The position that the snapshot stands for.
+    pub lsn: String,
+    /// How often a snapshot had to be exported: 1 unless the source restarted.
+    pub exports: u32,
+}
+
+/// What the swap did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SwapStatus {
+    /// When the new tables took the live names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
+    /// Milliseconds for which readers could have been blocked by the transaction that swapped.
+    pub lock_millis: i64,
+    /// Attempts that gave way to readers.
+    #[serde(default)]
+    pub retries: u32,
+}
+
+/// One table of a resync.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TableProgress {
+    /// The source's table.
+    pub source: String,
+    /// The destination's table.
+    pub destination: String,
+    /// Rows loaded.
+    #[serde(default)]
+    pub rows_loaded: i64,
+    /// Soft-deleted rows carried over.
+    #[serde(default)]
+    pub soft_deleted_carried: i64,
+    /// Rows gone from the source unnoticed, carried over as deleted.
+    #[serde(default)]
+    pub missing_carried: i64,
+    /// Why nothing was carried, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// When it took its live name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swapped_at: Option<Time>,
+}
+
+fn default_keep_old() -> Span {
+    span("0s")
+}
+
+impl Default for Swap {
+    fn default() -> Self {
+        Self { approval: Approval::Automatic, approved: false, old_snapshot_wait: span("30s"), on_old_snapshot: OnOldSnapshot::Proceed }
+    }
+}
+
+impl Default for Carry {
+    fn default() -> Self {
+        Self { soft_deleted: true, missing: true }
+    }
+}

@@ -1,0 +1,87 @@
+//! The brief: everything the pods of one epoch need to know, written by the operator as one file. It holds no secrets.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    api::{
+        mirror::{Replication, Snapshot, SoftDelete, Table},
+        resync::{Carry, OnOldSnapshot},
+    },
+    name,
+    postgres::Connection,
+};
+
+/// Where the brief is mounted in every data pod.
+pub const PATH: &str = "/etc/mirror-operator/brief/brief.json";
+
+/// What the pods of one epoch need to know. Immutable for the life of the epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Brief {
+    /// Namespace of the Mirror.
+    pub namespace: String,
+    /// Name of the Mirror.
+    pub mirror: String,
+    /// UID of the Mirror.
+    pub mirror_uid: String,
+    /// The epoch that these pods make and then stream.
+    pub epoch: u32,
+    /// The epoch whose tables were live when this one was begun; 0 for the first load.
+    pub previous_epoch: u32,
+    /// Name of the MirrorResync.
+    pub resync: String,
+    /// UID of the MirrorResync.
+    pub resync_uid: String,
+    /// Base URL of the pipeline pod, such as `http://shop-e2.default.svc:8080`.
+    pub pipeline_url: String,
+    /// The source.
+    pub source: Connection,
+    /// The destination.
+    pub destination: DestinationPeer,
+    /// A publication of the user's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publication: Option<String>,
+    /// The tables, in the order of the Mirror. A table's number is its index here.
+    pub tables: Vec<Table>,
+    /// Deleted rows.
+    pub soft_delete: SoftDelete,
+    /// Column with the time of a row's last change; empty for none.
+    pub synced_at_column: String,
+    /// The load.
+    pub snapshot: Snapshot,
+    /// The change stream.
+    pub replication: Replication,
+    /// What is carried.
+    pub carry: Carry,
+    /// Milliseconds that the swap waits for old snapshots at the destination.
+    pub old_snapshot_wait_millis: u64,
+    /// What happens after that.
+    pub on_old_snapshot: OnOldSnapshot,
+    /// Milliseconds that the old tables are kept after the swap.
+    pub keep_old_millis: u64,
+}
+
+/// Where tables are written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DestinationPeer {
+    /// A PostgreSQL database.
+    Postgres(Connection),
+}
+
+impl Brief {
+    /// The slot of this epoch.
+    pub fn slot(&self) -> String {
+        name::slot(&self.mirror, &self.mirror_uid, self.epoch)
+    }
+
+    /// The publication that this epoch streams.
+    pub fn publication(&self) -> String {
+        self.publication.clone().unwrap_or_else(|| self.slot())
+    }
+
+    /// The `application_name` of a session of these pods: `mo <short mirror uid> e<epoch> <role>`, found again in `pg_stat_activity`.
+    pub fn application_name(&self, role: &str) -> String {
+        format!("mo {} e{} {role}", name::short_uid(&self.mirror_uid), self.epoch)
+    }
+}

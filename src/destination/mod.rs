@@ -1,0 +1,271 @@
+//! Where a mirror's tables live: the contract that every destination keeps, and its implementations.
+
+pub mod postgres;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+
+use crate::{
+    postgres::Lsn,
+    report::{Failure, Load, SwapReport, TableReport},
+    table::TableSchema,
+};
+
+/// What went wrong at a destination, ready for people.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Trying again is of no use until people change something. The failure says what.
+    #[error("{}", .0.message)]
+    Permanent(Failure),
+    /// A newer epoch has begun: this writer must stop and touch nothing more.
+    #[error("epoch {0} has begun at the destination; this one is over")]
+    Superseded(u32),
+    /// The snapshot that the caller loads from is no longer the current one.
+    #[error("the snapshot was replaced (generation {current}); ask for the new one")]
+    StaleSnapshot {
+        /// The current generation.
+        current: u32,
+    },
+    /// The rows' source failed while a chunk was written; nothing of it was kept.
+    #[error("reading from the source: {0}")]
+    Source(String),
+    /// Anything else: try again.
+    #[error("{0}")]
+    Transient(String),
+}
+
+/// Where a snapshot stands in the source's WAL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Boundary {
+    /// 1 for the first snapshot of an epoch.
+    pub generation: u32,
+    /// Transactions whose commit record starts at or after this point are not in the snapshot (see docs/architecture.md, "The boundary").
+    pub lsn: Lsn,
+}
+
+/// A range of blocks of one source relation: the unit of commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Unique in the epoch.
+    pub number: u32,
+    /// Index of the snapshot Job that loads it.
+    pub partition: u32,
+    /// The table that it belongs to.
+    pub table: u32,
+    /// At the source: the table, or one leaf of a partitioned one.
+    pub relation: u32,
+    /// First block.
+    pub first_block: u64,
+    /// End, exclusive; `None` means to the end, however far that is when the chunk is read.
+    pub end_block: Option<u64>,
+    /// Estimated size.
+    pub bytes: u64,
+}
+
+/// The whole plan of a load.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// All chunks, numbered from 0.
+    pub chunks: Vec<Chunk>,
+    /// Number of partitions; at least 1 if there is any chunk.
+    pub partitions: u32,
+    /// Estimate of all rows.
+    pub rows: u64,
+    /// Estimate of all bytes.
+    pub bytes: u64,
+}
+
+/// What the ledger says of an epoch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EpochState {
+    /// Generation of the current snapshot; 0 while there are no shadows.
+    pub generation: u32,
+    /// Consistent point of the current snapshot.
+    pub snapshot_lsn: Lsn,
+    /// The slot's own consistent point.
+    pub start_lsn: Lsn,
+    /// The checkpoint.
+    pub applied_lsn: Lsn,
+    /// Whether every table is sealed.
+    pub loaded: bool,
+    /// Whether the tables bear their live names.
+    pub swapped: bool,
+    /// The newest epoch of the mirror: greater than this one means superseded.
+    pub newest_epoch: u32,
+}
+
+/// A table as the ledger knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LedgerTable {
+    /// Its schema as read in the snapshot, with columns added since.
+    pub schema: TableSchema,
+    /// Changes of transactions that commit at or after this point belong on top of the load.
+    pub gate: Lsn,
+    /// Whether load, key and indexes are complete.
+    pub sealed: bool,
+    /// Why the change stream passes it over.
+    pub parked: Option<String>,
+}
+
+/// What one chunk brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// Rows.
+    pub rows: u64,
+    /// Bytes as they came from the source.
+    pub bytes: u64,
+}
+
+/// Where a mirror's tables live. One value stands for one epoch of one mirror.
+///
+/// Every method may be called again after it returned an error, after the caller died at any statement, and after it succeeded with the reply lost.
+/// It then finishes or confirms the same outcome; `tests/destination/` runs every implementation through all three.
+/// Methods may be called from several pods at the same time; never does a method of an older epoch change anything after `begin` of a newer one:
+/// it returns [`Error::Superseded`].
+#[async_trait]
+pub trait Destination: Send + Sync {
+    /// What would stop a load of `tables`, each with its cure. Changes nothing. Looks at rights, versions, types, names and at tables that exist
+    /// but are not this mirror's own.
+    async fn preflight(&self, tables: &[TableSchema]) -> Result<Vec<Failure>, Error>;
+
+    /// What the ledger says of this epoch; `None` before [`begin`](Self::begin).
+    async fn state(&self) -> Result<Option<EpochState>, Error>;
+
+    /// Records that this epoch has begun, which fences all earlier ones.
+    async fn begin(&self) -> Result<(), Error>;
+
+    /// Creates or replaces the shadows, empty and marked as this epoch's, and records boundary, tables and plan, all in one step.
+    /// Does nothing if the ledger already has a generation. A `_resync` table that does not bear this system's mark is refused, never replaced.
+    async fn create_shadows(&self, boundary: Boundary, tables: &[TableSchema], plan: &Plan) -> Result<(), Error>;
+
+    /// A new snapshot has replaced a lost one: tables that are not sealed are emptied and their chunks are to be loaded again, on `boundary`.
+    async fn renew_snapshot(&self, boundary: Boundary) -> Result<(), Error>;
+
+    /// The tables of this epoch.
+    async fn tables(&self) -> Result<Vec<LedgerTable>, Error>;
+
+    /// The chunks of a partition that are not loaded yet, in order.
+    async fn pending(&self, partition: u32) -> Result<Vec<Chunk>, Error>;
+
+    /// Writes one chunk into the shadow and marks it loaded, both or neither. `rows` are pieces of a `COPY … TO STDOUT` stream: binary if
+    /// [`TableSchema::binary`], else text, of the [`TableSchema::copied`] columns in order. A chunk that is already loaded is confirmed and left alone.
+    /// Errors: [`Error::StaleSnapshot`] when `generation` is no longer current.
+    async fn load_chunk(
+        &self,
+        table: &TableSchema,
+        chunk: &Chunk,
+        generation: u32,
+        rows: BoxStream<'_, Result<Bytes, String>>,
+    ) -> Result<Loaded, Error>;
+
+    /// Builds the keys and indexes of every table whose chunks are all loaded, and gathers its statistics. Several callers share the work.
+    async fn seal(&self) -> Result<(), Error>;
+
+    /// How far the load is, and each table.
+    async fn progress(&self) -> Result<(Load, Vec<TableReport>), Error>;
+
+    /// Carries soft-deleted and missing rows from the live tables into the shadows. Needs every table sealed.
+    async fn carry(&self) -> Result<(), Error>;
+
+    /// Gives the shadows the live names and retires the old tables. Readers see either all old or all new tables. Needs [`carry`](Self::carry).
+    async fn swap(&self) -> Result<SwapReport, Error>;
+
+    /// What the swap did; `None` before it.
+    async fn swapped(&self) -> Result<Option<SwapReport>, Error>;
+
+    /// Drops the tables that the swap retired.
+    async fn drop_retired(&self) -> Result<(), Error>;
+
+    /// Removes the shadows and the ledger's rows of this epoch unless it was swapped. The fence stays.
+    async fn abandon(&self) -> Result<(), Error>;
+
+    /// Forgets the mirror: its ledger, shadows and retired tables; with `drop_tables` also its live tables.
+    async fn forget(&self, drop_tables: bool) -> Result<(), Error>;
+
+    /// Opens the one applier of this epoch. Needs the swap done.
+    async fn applier(&self) -> Result<Box<dyn Applier>, Error>;
+}
+
+/// A value of a changed row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cell {
+    /// NULL.
+    Null,
+    /// Not sent: an unchanged TOAST value, which the destination keeps.
+    Unchanged,
+    /// The value in the type's text form.
+    Text(Bytes),
+}
+
+/// What a batch does to one row. `row`s have a cell for each of [`TableSchema::copied`], in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowChange {
+    /// The row now reads so. `deleted`: it was written and deleted within the batch; a soft delete keeps it, flagged.
+    /// `Cell::Unchanged` occurs only if the row stands in the destination.
+    Upsert {
+        /// The row.
+        row: Vec<Cell>,
+        /// Whether it is deleted at the end.
+        deleted: bool,
+    },
+    /// The row with this key is gone. Cells outside the key are not to be read.
+    Delete {
+        /// The key, in a row's places.
+        key: Vec<Cell>,
+    },
+    /// The row changed its key, and some of its values are `Unchanged`: they are to be taken from the row with the old key, which is then gone.
+    Rekey {
+        /// The key it had, in a row's places.
+        old_key: Vec<Cell>,
+        /// The row.
+        row: Vec<Cell>,
+    },
+    /// Keyless tables: one more row like this.
+    Add {
+        /// The row.
+        row: Vec<Cell>,
+    },
+    /// Keyless tables: one row like this is gone.
+    Remove {
+        /// The row, whole.
+        row: Vec<Cell>,
+    },
+}
+
+/// How many rows the source inserted, updated and deleted, for the statistics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Inserts.
+    pub inserts: u64,
+    /// Updates.
+    pub updates: u64,
+    /// Deletes.
+    pub deletes: u64,
+}
+
+/// Writes the change stream. All writes since the last [`commit`](Self::commit) become visible with it, together, or not at all.
+///
+/// After an error the applier is of no further use: drop it, open another and start from its [`position`](Self::position).
+#[async_trait]
+pub trait Applier: Send {
+    /// The checkpoint: every transaction that ends at or before it is durable here.
+    fn position(&self) -> Lsn;
+
+    /// Adds changes of one table. A key occurs at most once in `changes` (a `Rekey`'s old key counts); calls are applied in their order.
+    /// Memory stays bounded: what was added may be written at once, out of readers' sight.
+    async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, counts: Counts) -> Result<(), Error>;
+
+    /// Empties tables; with soft deletes flags all their rows.
+    async fn truncate(&mut self, tables: &[&TableSchema]) -> Result<(), Error>;
+
+    /// The source has a new column: adds it, with `fill` (text form) for the rows already there. Records `table` as the new schema.
+    async fn add_column(&mut self, table: &TableSchema, column: usize, fill: Option<&str>) -> Result<(), Error>;
+
+    /// The change stream passes this table over from now on; `why` names the cause and the cure.
+    async fn park(&mut self, table: &TableSchema, why: &str) -> Result<(), Error>;
+
+    /// Makes everything since the last commit durable, with `position` as the new checkpoint.
+    /// Errors: [`Error::Superseded`] when a newer epoch has begun.
+    async fn commit(&mut self, position: Lsn) -> Result<(), Error>;
+}

@@ -1,0 +1,73 @@
+-- The ledger: what is true of each epoch, kept in the destination beside the data, so that both change in one transaction.
+-- Run at the beginning of every epoch; every statement is safe to repeat.
+CREATE SCHEMA IF NOT EXISTS _mirror_operator;
+
+-- One row a mirror. `epoch` is the newest one begun: a writer of an older epoch that finds a newer one here stops (the fence).
+CREATE TABLE IF NOT EXISTS _mirror_operator.mirror (
+    mirror      uuid PRIMARY KEY,            -- UID of the Mirror
+    name        text NOT NULL,               -- namespace/name, for people
+    epoch       int  NOT NULL,
+    live_epoch  int  NOT NULL DEFAULT 0      -- whose tables bear the live names; 0 before the first load
+);
+
+CREATE TABLE IF NOT EXISTS _mirror_operator.epoch (
+    mirror        uuid NOT NULL REFERENCES _mirror_operator.mirror ON DELETE CASCADE,
+    epoch         int  NOT NULL,
+    resync        uuid NOT NULL,             -- UID of the MirrorResync
+    slot          text NOT NULL,
+    generation    int  NOT NULL DEFAULT 0,   -- of the exported snapshot; 0: no shadows yet; grows when the snapshot is lost
+    snapshot_lsn  pg_lsn,                    -- consistent point of that generation
+    start_lsn     pg_lsn,                    -- the slot's own consistent point
+    applied_lsn   pg_lsn,                    -- the checkpoint: every transaction that ends at or before it is in the tables
+    applied_at    timestamptz,
+    partitions    int  NOT NULL DEFAULT 0,
+    total_rows    bigint NOT NULL DEFAULT 0, -- estimates
+    total_bytes   bigint NOT NULL DEFAULT 0,
+    begun_at      timestamptz NOT NULL DEFAULT now(),
+    carried_at    timestamptz,
+    swapped_at    timestamptz,
+    lock_millis   bigint,
+    swap_retries  int,
+    PRIMARY KEY (mirror, epoch)
+);
+
+CREATE TABLE IF NOT EXISTS _mirror_operator.table (
+    mirror             uuid NOT NULL,
+    epoch              int  NOT NULL,
+    number             int  NOT NULL,        -- index in the Mirror's list
+    schema             jsonb NOT NULL,       -- TableSchema
+    destination_schema text NOT NULL,
+    destination_name   text NOT NULL,
+    shadow_name        text NOT NULL,
+    relation           oid  NOT NULL,        -- the shadow, live after the swap
+    retired            oid,                  -- the table it replaced, until that is dropped
+    generation         int  NOT NULL,        -- of the snapshot that it is (being) loaded from
+    gate_lsn           pg_lsn NOT NULL,      -- changes of transactions that commit at or after this belong on top of the load
+    sealed_at          timestamptz,          -- loaded, with its key and indexes
+    carried_deleted    bigint,
+    carried_missing    bigint,
+    note               text,
+    parked             text,                 -- why the change stream passes it over
+    inserts            bigint NOT NULL DEFAULT 0,
+    updates            bigint NOT NULL DEFAULT 0,
+    deletes            bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (mirror, epoch, number),
+    FOREIGN KEY (mirror, epoch) REFERENCES _mirror_operator.epoch ON DELETE CASCADE
+);
+
+CREATE TABLE IF NOT EXISTS _mirror_operator.chunk (
+    mirror        uuid NOT NULL,
+    epoch         int  NOT NULL,
+    number        int  NOT NULL,
+    partition     int  NOT NULL,             -- index of the snapshot Job
+    table_number  int  NOT NULL,
+    relation      oid  NOT NULL,             -- at the source: the table, or one leaf of a partitioned one
+    first_block   bigint NOT NULL,
+    end_block     bigint,                    -- exclusive; NULL: to the end, however far that is
+    bytes_planned bigint NOT NULL,
+    rows          bigint,
+    bytes         bigint,
+    loaded_at     timestamptz,               -- set in the transaction that brought the rows
+    PRIMARY KEY (mirror, epoch, number),
+    FOREIGN KEY (mirror, epoch) REFERENCES _mirror_operator.epoch ON DELETE CASCADE
+);

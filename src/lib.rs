@@ -1,0 +1,9 @@
+//! Kubernetes operator that resyncs change-data-capture mirrors of PostgreSQL.
+
+pub mod api;
+pub mod brief;
+pub mod destination;
+pub mod name;
+pub mod postgres;
+pub mod report;
+pub mod table;

@@ -1,0 +1,9 @@
+//! What source and destination share of PostgreSQL: connections, identifiers, positions.
+
+pub mod connect;
+pub mod lsn;
+pub mod quote;
+
+pub use connect::{ConnectError, Connection, connect};
+pub use lsn::Lsn;
+pub use quote::{ident, literal, qualified};
