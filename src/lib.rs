@@ -2,8 +2,13 @@
 
 pub mod api;
 pub mod brief;
+pub mod controller;
 pub mod destination;
+pub mod mirror;
 pub mod name;
+pub mod peer;
 pub mod postgres;
 pub mod report;
+pub mod resync;
 pub mod table;
+pub mod workload;

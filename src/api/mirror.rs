@@ -17,7 +17,7 @@ use super::{
     group = "mirror-operator.io", version = "v1alpha1", kind = "Mirror", plural = "mirrors", shortname = "mirror", category = "mirrors", namespaced,
     status = "MirrorStatus", derive = "PartialEq",
     doc = "Copies tables of a PostgreSQL source to a destination and keeps them fresh with logical replication.",
-    validation = Rule::new("size(self.metadata.name) <= 52").message("the name of a Mirror may have 52 characters at most: its workloads are named after it"),
+    validation = Rule::new("size(self.metadata.name) <= 36").message("the name of a Mirror may have 36 characters at most: its workloads are named after it"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch"),
     printcolumn(name = "Tables", type_ = "integer", json_path = ".status.tableCount"),
@@ -233,6 +233,9 @@ pub struct MirrorStatus {
     /// The epoch whose tables bear the live names; 0 before the first load.
     #[serde(default)]
     pub live_epoch: u32,
+    /// Whether the live tables have no change stream any more: a resync has dropped it and did not finish. The next resync cures it.
+    #[serde(default)]
+    pub stream_dropped: bool,
     /// Hash of the part of the spec that the live tables were made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live_spec: Option<String>,
