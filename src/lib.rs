@@ -4,6 +4,7 @@ pub mod api;
 pub mod brief;
 pub mod controller;
 pub mod destination;
+pub mod generate;
 pub mod mirror;
 pub mod name;
 pub mod peer;
