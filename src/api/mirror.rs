@@ -32,8 +32,6 @@ use super::{
     validation = Rule::new("self.source.peer == oldSelf.source.peer").message("source.peer cannot be changed: make a new Mirror"),
     validation = Rule::new("self.destination.peer == oldSelf.destination.peer").message("destination.peer cannot be changed: make a new Mirror"),
     validation = Rule::new("self.source.peer != self.destination.peer").message("source and destination must be different Peers"),
-    validation = Rule::new("self.tables.all(t, self.tables.exists_one(u, u.source == t.source))").message("a source table may be listed once only"),
-    validation = Rule::new("self.tables.all(t, self.tables.exists_one(u, (has(u.destination) ? u.destination : u.source) == (has(t.destination) ? t.destination : t.source)))").message("two tables have the same destination"),
     validation = Rule::new("!self.softDelete.enabled || self.softDelete.column != self.syncedAtColumn").message("softDelete.column and syncedAtColumn must differ")
 )]
 pub struct MirrorSpec {
@@ -42,7 +40,7 @@ pub struct MirrorSpec {
     /// Where the tables are written.
     pub destination: Target,
     /// The tables to mirror.
-    #[schemars(length(min = 1, max = 1000))]
+    #[schemars(length(min = 1, max = 1000), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["source"]))]
     pub tables: Vec<Table>,
     /// What becomes of rows that are deleted at the source.
     #[serde(default)]

@@ -59,8 +59,15 @@ pub fn brief(
     })
 }
 
-/// What CEL cannot say of a Mirror.
+/// What CEL cannot say of a Mirror: comparing all destinations would exceed its cost limit.
 pub fn validate(mirror: &Mirror) -> Result<(), String> {
+    let mut seen = std::collections::BTreeMap::new();
+    for table in &mirror.spec.tables {
+        let destination = table.destination.as_ref().unwrap_or(&table.source);
+        if let Some(other) = seen.insert(TableName::parse(destination), &table.source) {
+            return Err(format!("{other:?} and {:?} have the same destination {destination:?}.", table.source));
+        }
+    }
     for table in &mirror.spec.tables {
         for text in std::iter::once(&table.source).chain(&table.destination) {
             let name = TableName::parse(text).ok_or_else(|| format!("{text:?} is not a table name of the form schema.table."))?;
