@@ -6,4 +6,5 @@ pub mod destination;
 pub mod name;
 pub mod postgres;
 pub mod report;
+pub mod source;
 pub mod table;
