@@ -6,4 +6,6 @@ pub mod destination;
 pub mod name;
 pub mod postgres;
 pub mod report;
+pub mod source;
+pub mod stream;
 pub mod table;
