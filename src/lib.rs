@@ -7,4 +7,5 @@ pub mod name;
 pub mod postgres;
 pub mod report;
 pub mod source;
+pub mod stream;
 pub mod table;

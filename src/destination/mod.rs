@@ -188,7 +188,7 @@ pub trait Destination: Send + Sync {
 }
 
 /// A value of a changed row.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Cell {
     /// NULL.
     Null,

@@ -3,7 +3,7 @@
 use tokio_postgres::error::SqlState;
 
 use crate::{
-    postgres::{ConnectError, connect},
+    postgres::{ConnectError, connect, wire::WireError},
     report::Failure,
 };
 
@@ -16,6 +16,9 @@ pub enum Error {
     /// No connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// A replication command failed, or its connection.
+    #[error("{0}")]
+    Wire(WireError),
     /// The source answered a statement with an error, or its connection ended.
     #[error("{doing}: {}", connect::words(.cause))]
     Query {
@@ -62,6 +65,13 @@ impl Error {
                 let (reason, permanent) = cause.code().map_or(("SourceUnavailable", false), advise);
                 Failure { reason: reason.into(), message: self.to_string(), permanent }
             }
+            Self::Wire(error) => {
+                let (reason, permanent) = match error {
+                    WireError::Server { sqlstate, .. } => advise(&SqlState::from_code(sqlstate)),
+                    _ => ("SourceUnavailable", false),
+                };
+                Failure { reason: reason.into(), message: self.to_string(), permanent }
+            }
             Self::SnapshotGone { .. } => Failure { reason: "SnapshotLost".into(), message: self.to_string(), permanent: false },
             Self::Rewritten(_) => Failure { reason: "TableRewritten".into(), message: self.to_string(), permanent: false },
             Self::Passing(message) => Failure { reason: "SourceUnavailable".into(), message: message.clone(), permanent: false },
@@ -71,6 +81,15 @@ impl Error {
     /// Whether trying again is of no use.
     pub fn is_permanent(&self) -> bool {
         self.failure().permanent
+    }
+}
+
+impl From<WireError> for Error {
+    fn from(error: WireError) -> Self {
+        match error {
+            WireError::Secret(error) => Self::Connect(error),
+            error => Self::Wire(error),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ pub mod copy;
 pub mod error;
 pub mod pace;
 pub mod partition;
+pub mod pgoutput;
 pub mod preflight;
 pub mod schema;
 pub mod slot;

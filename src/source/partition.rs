@@ -55,7 +55,7 @@ pub fn plan(relations: &[Relation], sizes: Sizes) -> Plan {
 /// The chunks of one relation: equal ranges of blocks, the last without an end because the relation may have grown by the time it is read.
 fn divide(relation: &Relation, chunk: u64) -> impl Iterator<Item = Chunk> + '_ {
     let count = relation.bytes.div_ceil(chunk.max(1)).clamp(1, relation.blocks.max(1));
-    let share = |whole: u64, part: u64| (u128::from(whole) * u128::from(part) / u128::from(count)) as u64;
+    let share = move |whole: u64, part: u64| (u128::from(whole) * u128::from(part) / u128::from(count)) as u64;
     (0..count).map(move |part| Chunk {
         number: 0,
         partition: 0,
