@@ -2,10 +2,15 @@
 
 pub mod api;
 pub mod brief;
+pub mod check;
 pub mod destination;
+pub mod finish;
 pub mod name;
+pub mod pipeline;
 pub mod postgres;
 pub mod report;
+pub mod snapshot;
 pub mod source;
 pub mod stream;
 pub mod table;
+pub mod trouble;
