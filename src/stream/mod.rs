@@ -1,0 +1,3 @@
+//! The pipeline's change stream: reads transactions, folds their changes, has them applied exactly once.
+
+pub mod fold;
