@@ -1,1 +1,3 @@
 //! PostgreSQL as a destination.
+
+pub mod apply;
