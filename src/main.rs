@@ -1,9 +1,16 @@
 //! One binary: the operator and everything that it starts. A Job can never run another version than its operator.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use clap::{Parser, Subcommand};
-use mirror_operator::{controller, generate};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mirror_operator::{
+    api, brief, check, controller, finish, generate, pipeline,
+    report::{EXIT_PERMANENT, Failure, JobReport},
+    snapshot,
+};
 use tokio_util::sync::CancellationToken;
 
 #[derive(Parser)]
@@ -33,6 +40,40 @@ enum Command {
         #[arg(long, default_value_t = 8081)]
         port: u16,
     },
+    /// The pipeline pod of an epoch.
+    Pipeline(Brief),
+    /// The pod of one index of a snapshot Job.
+    Snapshot {
+        #[command(flatten)]
+        brief: Brief,
+        /// The partition; Kubernetes sets it for Indexed Jobs.
+        #[arg(long, env = "JOB_COMPLETION_INDEX")]
+        partition: u32,
+    },
+    /// The swap Job.
+    Swap(Brief),
+    /// The Job that removes what an unfinished resync has made.
+    Cleanup(Brief),
+    /// The Job that removes all traces of a Mirror.
+    Forget {
+        #[command(flatten)]
+        brief: Brief,
+        /// Also drop the live tables.
+        #[arg(long)]
+        drop_tables: bool,
+    },
+    /// The check Job of a Peer.
+    Check {
+        /// The connection, as JSON.
+        #[arg(long, env = "MIRROR_PEER")]
+        peer: String,
+        /// What the peer is used for: source, destination.
+        #[arg(long, value_delimiter = ',')]
+        roles: Vec<Role>,
+        /// Where the result goes.
+        #[arg(long, default_value = "/dev/termination-log")]
+        result: PathBuf,
+    },
     /// Write the CRDs, the chart's copy and the reference, or check that they are up to date.
     Crds {
         /// Only check; fails and names the stale files.
@@ -44,6 +85,24 @@ enum Command {
     },
 }
 
+/// What every data pod is told.
+#[derive(Args)]
+struct Brief {
+    /// The brief.
+    #[arg(long, default_value = brief::PATH)]
+    brief: PathBuf,
+    /// Where the result goes.
+    #[arg(long, default_value = "/dev/termination-log")]
+    result: PathBuf,
+}
+
+/// What a peer is used for.
+#[derive(Clone, Copy, ValueEnum)]
+enum Role {
+    Source,
+    Destination,
+}
+
 fn main() -> ExitCode {
     start_logging();
     // The process-wide choice; fails only if it was made before, which is the same choice.
@@ -53,6 +112,12 @@ fn main() -> ExitCode {
             let watch_namespace = watch_namespace.filter(|n| !n.is_empty());
             operator(controller::Settings { watch_namespace, namespace, identity, image, port })
         }
+        Command::Pipeline(told) => data_pod(&told, async |brief| pipeline::run(brief).await),
+        Command::Snapshot { brief, partition } => data_pod(&brief, async |brief| snapshot::run(&brief, partition).await),
+        Command::Swap(told) => data_pod(&told, async |brief| finish::swap(&brief).await.map(|_| ())),
+        Command::Cleanup(told) => data_pod(&told, async |brief| finish::cleanup(&brief).await),
+        Command::Forget { brief, drop_tables } => data_pod(&brief, async |brief| finish::forget(&brief, drop_tables).await),
+        Command::Check { peer, roles, result } => check_peer(&peer, &roles, &result),
         Command::Crds { check, root } => crds(check, &root),
     }
 }
@@ -93,7 +158,69 @@ fn operator(settings: controller::Settings) -> ExitCode {
     }
 }
 
-fn crds(check: bool, root: &std::path::Path) -> ExitCode {
+/// Runs a data pod: reads the brief, does the work, leaves a [`JobReport`] and an exit code that says whether trying again is of use.
+fn data_pod(told: &Brief, work: impl AsyncFnOnce(brief::Brief) -> Result<(), Failure>) -> ExitCode {
+    let outcome = read_brief(&told.brief).and_then(|brief| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.map_err(|e| Failure { reason: "NoRuntime".into(), message: e.to_string(), permanent: false })?;
+        runtime.block_on(work(brief))
+    });
+    let failure = outcome.err();
+    if let Some(failure) = &failure {
+        tracing::error!(reason = failure.reason, permanent = failure.permanent, "{}", failure.message);
+    }
+    leave(&told.result, &JobReport { failure: failure.clone() });
+    match failure {
+        None => ExitCode::SUCCESS,
+        Some(Failure { permanent: true, .. }) => ExitCode::from(EXIT_PERMANENT),
+        Some(_) => ExitCode::FAILURE,
+    }
+}
+
+fn read_brief(path: &Path) -> Result<brief::Brief, Failure> {
+    let unreadable =
+        |cause: String| Failure { reason: "BadBrief".into(), message: format!("{}: {cause}", path.display()), permanent: true };
+    let text = std::fs::read_to_string(path).map_err(|e| unreadable(e.to_string()))?;
+    serde_json::from_str(&text).map_err(|e| unreadable(e.to_string()))
+}
+
+/// Leaves the result for the operator. The kubelet keeps 4,096 bytes of it (Kubernetes docs, "Customizing the termination message").
+fn leave(path: &Path, result: &impl serde::Serialize) {
+    let text = serde_json::to_string(result).unwrap_or_default();
+    if let Err(error) = std::fs::write(path, text) {
+        tracing::warn!(%error, "the result could not be left");
+    }
+}
+
+fn check_peer(peer: &str, roles: &[Role], result: &Path) -> ExitCode {
+    let connection = match serde_json::from_str(peer) {
+        Ok(connection) => connection,
+        Err(error) => {
+            tracing::error!(%error, "the connection cannot be read");
+            return ExitCode::from(EXIT_PERMANENT);
+        }
+    };
+    let roles: Vec<api::peer::Role> = roles
+        .iter()
+        .map(|role| match role {
+            Role::Source => api::peer::Role::Source,
+            Role::Destination => api::peer::Role::Destination,
+        })
+        .collect();
+    match block_on(async { check::run(&connection, &roles).await }) {
+        Ok(report) => {
+            tracing::info!(problems = report.problems.len(), version = report.server_version, "checked");
+            leave(result, &report);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!(%error, "no runtime");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn crds(check: bool, root: &Path) -> ExitCode {
     let outcome = if check { generate::stale(root) } else { generate::write(root).map(|()| vec![]) };
     match outcome {
         Ok(stale) if stale.is_empty() => ExitCode::SUCCESS,

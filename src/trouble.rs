@@ -23,6 +23,7 @@ impl Trouble {
         match self {
             Self::Source(error) => error.failure(),
             Self::Destination(destination::Error::Permanent(failure)) => failure.clone(),
+            Self::Destination(destination::Error::Displaced) => passing("Displaced"),
             Self::Destination(destination::Error::Superseded(_)) => Failure { permanent: true, ..passing("Superseded") },
             Self::Destination(destination::Error::StaleSnapshot { .. }) => passing("SnapshotLost"),
             Self::Destination(destination::Error::Source(_)) => passing("SourceUnavailable"),

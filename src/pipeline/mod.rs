@@ -3,6 +3,7 @@
 //! What is next is read from the destination's ledger, never remembered: a pod that was restarted goes on wherever the last one stopped.
 
 pub mod board;
+mod changes;
 pub mod hold;
 pub mod http;
 pub mod prepare;
@@ -175,7 +176,7 @@ async fn stream(brief: &Brief, destination: &dyn Destination, board: &Board, shu
     board.update(|report| report.swap = swap.clone());
     board.went_on();
     tokio::select! {
-        ended = changes(brief, destination, board, shutdown) => ended,
+        ended = changes::stream(brief, destination, board, shutdown) => ended,
         never = retire::when_due(brief, destination, swap.as_ref()) => match never {},
     }
 }

@@ -3,7 +3,7 @@
 //! What a batch does must not depend on where its borders are: a row that is inserted and deleted within one batch is still written, flagged as
 //! deleted, because it would be if a border fell between the two.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 use crate::destination::{Cell, Counts, RowChange};
 
@@ -30,7 +30,10 @@ pub enum Change {
 pub struct Fold {
     /// The key's places in a row; empty: whole rows tell rows apart.
     key: Vec<usize>,
-    rows: HashMap<Vec<Cell>, State>,
+    /// Where in `states` the row with a key is.
+    places: HashMap<Vec<Cell>, usize>,
+    /// In the order in which rows were first touched: so they are written, and new ones lie together.
+    states: Vec<State>,
     whole: Vec<RowChange>,
     counts: Counts,
 }
@@ -42,9 +45,17 @@ pub struct WriteFirst(pub Change);
 /// What becomes of the row with a key.
 #[derive(Debug)]
 enum State {
-    Upsert { row: Vec<Cell>, deleted: bool },
-    Delete,
-    Rekey { old_key: Vec<Cell>, row: Vec<Cell> },
+    Upsert {
+        row: Vec<Cell>,
+        deleted: bool,
+    },
+    Delete {
+        key: Vec<Cell>,
+    },
+    Rekey {
+        old_key: Vec<Cell>,
+        row: Vec<Cell>,
+    },
     /// It is the source of a Rekey.
     Moved,
 }
@@ -52,12 +63,12 @@ enum State {
 impl Fold {
     /// An empty fold for a table with its key in these places.
     pub fn new(key: &[usize]) -> Self {
-        Self { key: key.to_vec(), rows: HashMap::new(), whole: Vec::new(), counts: Counts::default() }
+        Self { key: key.to_vec(), places: HashMap::new(), states: Vec::new(), whole: Vec::new(), counts: Counts::default() }
     }
 
     /// How many row changes it holds.
     pub fn len(&self) -> usize {
-        self.rows.len() + self.whole.len()
+        self.states.len() + self.whole.len()
     }
 
     /// Whether it holds nothing.
@@ -68,16 +79,17 @@ impl Fold {
     /// Takes everything out.
     pub fn take(&mut self) -> (Vec<RowChange>, Counts) {
         let mut changes = std::mem::take(&mut self.whole);
-        let (key, width) = (&self.key, self.rows.len());
-        changes.reserve(width);
-        for (key_cells, state) in self.rows.drain() {
-            changes.push(match state {
+        let key = &self.key;
+        changes.reserve(self.states.len());
+        self.places.clear();
+        changes.extend(self.states.drain(..).filter_map(|state| {
+            Some(match state {
                 State::Upsert { row, deleted } => RowChange::Upsert { row, deleted },
-                State::Delete => RowChange::Delete { key: spread(key, key_cells) },
+                State::Delete { key: cells } => RowChange::Delete { key: spread(key, cells) },
                 State::Rekey { old_key, row } => RowChange::Rekey { old_key: spread(key, old_key), row },
-                State::Moved => continue,
-            });
-        }
+                State::Moved => return None,
+            })
+        }));
         (changes, std::mem::take(&mut self.counts))
     }
 
@@ -138,31 +150,31 @@ impl Fold {
     }
 
     fn replace(&mut self, key: Vec<Cell>, row: Vec<Cell>) -> Result<(), Vec<Cell>> {
-        match self.rows.get(&key) {
+        match self.state(&key) {
             // What was in the way moved there in this fold, or was moved away from there: the order of the two matters.
             Some(State::Moved | State::Rekey { .. }) => return Err(row),
-            None | Some(State::Upsert { .. } | State::Delete) => {}
+            None | Some(State::Upsert { .. } | State::Delete { .. }) => {}
         }
-        self.rows.insert(key, State::Upsert { row, deleted: false });
+        self.set(key, State::Upsert { row, deleted: false });
         Ok(())
     }
 
     fn delete(&mut self, key: Vec<Cell>) -> Result<(), ()> {
-        match self.rows.get_mut(&key) {
+        match self.state_mut(&key) {
             None => {
-                self.rows.insert(key, State::Delete);
+                self.set(key.clone(), State::Delete { key });
             }
             Some(State::Upsert { deleted, .. }) => *deleted = true,
-            Some(State::Delete) => {}
+            Some(State::Delete { .. }) => {}
             Some(State::Rekey { .. } | State::Moved) => return Err(()),
         }
         Ok(())
     }
 
     fn update(&mut self, key: Vec<Cell>, mut row: Vec<Cell>) -> Result<(), Vec<Cell>> {
-        match self.rows.get_mut(&key) {
+        match self.state_mut(&key) {
             None => {
-                self.rows.insert(key, State::Upsert { row, deleted: false });
+                self.set(key, State::Upsert { row, deleted: false });
             }
             Some(State::Upsert { row: before, deleted }) => {
                 merge(&mut row, before);
@@ -173,35 +185,53 @@ impl Fold {
                 *before = row;
             }
             // The source does not update a row that is not there; in doubt, one after the other.
-            Some(State::Delete | State::Moved) => return Err(row),
+            Some(State::Delete { .. } | State::Moved) => return Err(row),
         }
         Ok(())
     }
 
     fn rekey(&mut self, from: Vec<Cell>, to: Vec<Cell>, mut row: Vec<Cell>) -> Result<(), Vec<Cell>> {
-        if matches!(self.rows.get(&to), Some(State::Moved | State::Rekey { .. })) {
+        if matches!(self.state(&to), Some(State::Moved | State::Rekey { .. })) {
             return Err(row);
         }
-        match self.rows.get_mut(&from) {
+        match self.state_mut(&from) {
             Some(State::Upsert { row: before, deleted: deleted @ false }) => {
                 if is_partial(before) && is_partial(&row) {
                     return Err(row);
                 }
                 merge(&mut row, before);
                 *deleted = true;
-                self.rows.insert(to, State::Upsert { row, deleted: false });
+                self.set(to, State::Upsert { row, deleted: false });
             }
             Some(_) => return Err(row),
             None if is_partial(&row) => {
-                self.rows.insert(from.clone(), State::Moved);
-                self.rows.insert(to, State::Rekey { old_key: from, row });
+                self.set(from.clone(), State::Moved);
+                self.set(to, State::Rekey { old_key: from, row });
             }
             None => {
-                self.rows.insert(from, State::Delete);
-                self.rows.insert(to, State::Upsert { row, deleted: false });
+                self.set(from.clone(), State::Delete { key: from });
+                self.set(to, State::Upsert { row, deleted: false });
             }
         }
         Ok(())
+    }
+
+    fn state(&self, key: &[Cell]) -> Option<&State> {
+        self.places.get(key).map(|place| &self.states[*place])
+    }
+
+    fn state_mut(&mut self, key: &[Cell]) -> Option<&mut State> {
+        self.places.get(key).map(|place| &mut self.states[*place])
+    }
+
+    fn set(&mut self, key: Vec<Cell>, state: State) {
+        match self.places.entry(key) {
+            Entry::Occupied(at) => self.states[*at.get()] = state,
+            Entry::Vacant(at) => {
+                at.insert(self.states.len());
+                self.states.push(state);
+            }
+        }
     }
 
     fn key_of(&self, row: &[Cell]) -> Vec<Cell> {

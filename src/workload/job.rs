@@ -35,7 +35,7 @@ fn failure_policy() -> PodFailurePolicy {
                 action: "FailJob".into(),
                 on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
                     operator: "In".into(),
-                    values: vec![EXIT_PERMANENT],
+                    values: vec![EXIT_PERMANENT.into()],
                     container_name: None,
                 }),
                 on_pod_conditions: None,

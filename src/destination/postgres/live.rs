@@ -34,7 +34,10 @@ pub(super) async fn refusal(client: &impl GenericClient, live: &Live, table: &Ta
         return Ok(None);
     }
     if let Some(mirror) = &live.mirror {
-        return Ok(Some(("Conflict", format!("{table} at the destination is written by Mirror {mirror}: two mirrors cannot share a table"))));
+        return Ok(Some((
+            "Conflict",
+            format!("{table} at the destination is written by Mirror {mirror}: two mirrors cannot share a table"),
+        )));
     }
     if live.kind != "r" {
         return Ok(Some(("TableNotOurs", format!("{table} at the destination is not an ordinary table: rename or drop it"))));
