@@ -73,7 +73,13 @@ impl Hold {
 }
 
 /// Holds the snapshot until every table is sealed.
-pub async fn load(brief: &Brief, destination: &dyn Destination, board: &Board, hold: &mut Hold, mut state: EpochState) -> Result<(), Trouble> {
+pub async fn load(
+    brief: &Brief,
+    destination: &dyn Destination,
+    board: &Board,
+    hold: &mut Hold,
+    mut state: EpochState,
+) -> Result<(), Trouble> {
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look = Instant::now() + LOOK;
@@ -175,12 +181,14 @@ async fn same_partitions(destination: &dyn Destination, holder: &Holder) -> Resu
             again.insert(chunk.table);
         }
     }
-    let tables: Vec<TableSchema> = destination.tables().await?.into_iter().map(|t| t.schema).filter(|t| again.contains(&t.number)).collect();
+    let tables: Vec<TableSchema> =
+        destination.tables().await?.into_iter().map(|t| t.schema).filter(|t| again.contains(&t.number)).collect();
     let relations = catalog::relations(holder.client(), &tables).await?;
     match relations.iter().find(|r| !planned.contains(&r.oid)).and_then(|r| tables.iter().find(|t| t.number == r.table)) {
         None => Ok(()),
         Some(table) => {
-            let message = format!("{}: a partition was added and the snapshot was lost while the table was loaded; apply a new resync", table.source);
+            let message =
+                format!("{}: a partition was added and the snapshot was lost while the table was loaded; apply a new resync", table.source);
             Err(Error::refused("SourceSchemaChanged", message).into())
         }
     }
@@ -194,4 +202,3 @@ fn still_fits(planned: &TableSchema, now: &TableSchema) -> bool {
     });
     columns && key(planned) == key(now)
 }
-

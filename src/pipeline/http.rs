@@ -1,6 +1,12 @@
 //! The pod's read-only HTTP server.
 
-use axum::{Json, Router, extract::State, http::StatusCode, response::{IntoResponse, Response}, routing::get};
+use axum::{
+    Json, Router,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 

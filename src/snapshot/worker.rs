@@ -11,7 +11,12 @@ use crate::{
     destination::{Chunk, Destination},
     postgres::connect,
     report::{Failure, HeldSnapshot},
-    source::{copy::{PIECES, Reader}, pace::Pace, slot, snapshot::{self, Holder}},
+    source::{
+        copy::{PIECES, Reader},
+        pace::Pace,
+        slot,
+        snapshot::{self, Holder},
+    },
     table::TableSchema,
     trouble::Trouble,
 };
@@ -123,12 +128,12 @@ impl<'a> Worker<'a> {
         if load.generation < 2 {
             return Ok(());
         }
-        for partition in (0..load.partitions).filter(|p| *p != self.partition) {
-            if self.destination.pending(partition).await?.is_empty() {
+        for partition in 0..load.partitions {
+            if partition == self.partition || self.destination.pending(partition).await?.is_empty() {
                 continue;
             }
-            let reader = self.reader().await?;
-            if reader.claim(self.brief, partition).await? {
+            let brief = self.brief;
+            if self.reader().await?.claim(brief, partition).await? {
                 tracing::info!(partition, "loading a partition that nobody works on");
                 self.load_partition(partition).await?;
                 self.destination.seal().await?;
@@ -139,7 +144,10 @@ impl<'a> Worker<'a> {
 
     async fn load(&mut self, partition: u32, chunk: &Chunk) -> Result<(), Trouble> {
         let Some(table) = self.tables.get(&chunk.table).cloned() else {
-            return Err(Trouble::Waiting(format!("chunk {} of partition {partition} names a table that the ledger does not have", chunk.number)));
+            return Err(Trouble::Waiting(format!(
+                "chunk {} of partition {partition} names a table that the ledger does not have",
+                chunk.number
+            )));
         };
         self.hold().await?;
         self.reader().await?;
@@ -147,10 +155,8 @@ impl<'a> Worker<'a> {
         let rows = reader.open(held.holder.name(), held.holder.lsn(), &table, chunk).await?;
         let (send, mut receive) = mpsc::channel(PIECES);
         let pieces = futures::stream::poll_fn(move |context| receive.poll_recv(context)).boxed();
-        let (read, wrote) = tokio::join!(
-            rows.pass_on(send, &mut self.pace),
-            self.destination.load_chunk(&table, chunk, held.generation, pieces)
-        );
+        let (read, wrote) =
+            tokio::join!(rows.pass_on(send, &mut self.pace), self.destination.load_chunk(&table, chunk, held.generation, pieces));
         match (read, wrote) {
             (Ok(whole), Ok(loaded)) => {
                 tracing::debug!(table = %table.source, chunk = chunk.number, rows = loaded.rows, bytes = loaded.bytes, "chunk loaded");
@@ -217,10 +223,6 @@ impl<'a> Worker<'a> {
         let url = format!("{}/snapshot", self.brief.pipeline_url);
         let why = |error: reqwest::Error| format!("the pipeline pod does not answer at {url}: {}", error.without_url());
         let answer = self.http.get(&url).send().await.map_err(why)?;
-        if answer.status().is_success() {
-            answer.json().await.map_err(why)
-        } else {
-            Err(answer.text().await.unwrap_or_else(why))
-        }
+        if answer.status().is_success() { answer.json().await.map_err(why) } else { Err(answer.text().await.unwrap_or_else(why)) }
     }
 }

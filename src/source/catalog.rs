@@ -11,7 +11,11 @@ use super::{
     schema::{self, ColumnFacts, LeafFacts, TableFacts},
     type_map::{Element, Kind, SourceType},
 };
-use crate::{brief::Brief, report::Failure, table::{TableName, TableSchema}};
+use crate::{
+    brief::Brief,
+    report::Failure,
+    table::{TableName, TableSchema},
+};
 
 /// What the catalog says of the brief's tables.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -43,7 +47,10 @@ pub async fn read(client: &Client, brief: &Brief) -> Result<Catalog, Error> {
         }
         if let Some(root) = table.ancestors.iter().find_map(|oid| listed.get(oid)) {
             let root = &brief.tables[*root].source;
-            catalog.problems.push(failure("TableListedTwice", format!("{name} is a partition of {root}, which brings its rows; list only one of them")));
+            catalog.problems.push(failure(
+                "TableListedTwice",
+                format!("{name} is a partition of {root}, which brings its rows; list only one of them"),
+            ));
             continue;
         }
         match schema::build(brief, index as u32, wanted, name, &table) {

@@ -162,7 +162,10 @@ mod tests {
         let select = r#"COPY (SELECT "a", "b ""c""" FROM ONLY public.t"#;
         assert_eq!(sql(true, 0, None), format!("{select}) TO STDOUT (FORMAT binary)"));
         assert_eq!(sql(false, 0, Some(8)), format!("{select} WHERE ctid < '(8,0)'::tid) TO STDOUT (FORMAT text)"));
-        assert_eq!(sql(true, 8, Some(9)), format!("{select} WHERE ctid >= '(8,0)'::tid AND ctid < '(9,0)'::tid) TO STDOUT (FORMAT binary)"));
+        assert_eq!(
+            sql(true, 8, Some(9)),
+            format!("{select} WHERE ctid >= '(8,0)'::tid AND ctid < '(9,0)'::tid) TO STDOUT (FORMAT binary)")
+        );
         assert_eq!(sql(true, 9, None), format!("{select} WHERE ctid >= '(9,0)'::tid) TO STDOUT (FORMAT binary)"));
     }
 }

@@ -103,7 +103,10 @@ mod tests {
     fn relations() -> impl Strategy<Value = Vec<Relation>> {
         let one = (0u32..20, 0u64..40_000, prop_oneof![Just(0u64), 0u64..100_000_000_000]);
         proptest::collection::vec(one, 0..60).prop_map(|list| {
-            (1..).zip(list).map(|(oid, (table, blocks, toast))| Relation { table, oid, blocks, bytes: blocks * 8192 + toast, rows: 1 }).collect()
+            (1..)
+                .zip(list)
+                .map(|(oid, (table, blocks, toast))| Relation { table, oid, blocks, bytes: blocks * 8192 + toast, rows: 1 })
+                .collect()
         })
     }
 

@@ -69,20 +69,29 @@ pub fn server_problems(at: &Connection, server: &Server, freed: impl Fn(&str) ->
     }
     if !server.replication {
         let role = ident(&at.user);
-        problem("NoReplicationRight", format!("role {role} may not stream: ALTER ROLE {role} REPLICATION (Amazon RDS: GRANT rds_replication TO {role})"));
+        problem(
+            "NoReplicationRight",
+            format!("role {role} may not stream: ALTER ROLE {role} REPLICATION (Amazon RDS: GRANT rds_replication TO {role})"),
+        );
     }
     let slots = server.slots.iter().filter(|slot| !freed(slot)).count() as i64;
     if slots >= i64::from(server.max_slots) {
         let (max, more) = (server.max_slots, server.max_slots + 2);
-        problem("NoFreeSlot", format!(
-            "all {max} replication slots are taken: drop one that is not needed (SELECT pg_drop_replication_slot('…')), \
+        problem(
+            "NoFreeSlot",
+            format!(
+                "all {max} replication slots are taken: drop one that is not needed (SELECT pg_drop_replication_slot('…')), \
              or ALTER SYSTEM SET max_replication_slots = {more}, then restart the server"
-        ));
+            ),
+        );
     }
     let freed_senders = server.slots.iter().filter(|slot| freed(slot)).count() as i64;
     if server.senders - freed_senders.min(server.senders) >= i64::from(server.max_senders) {
         let (max, more) = (server.max_senders, server.max_senders + 2);
-        problem("NoFreeWalSender", format!("all {max} WAL senders are taken: ALTER SYSTEM SET max_wal_senders = {more}, then restart the server"));
+        problem(
+            "NoFreeWalSender",
+            format!("all {max} WAL senders are taken: ALTER SYSTEM SET max_wal_senders = {more}, then restart the server"),
+        );
     }
     problems
 }
@@ -217,14 +226,15 @@ pub async fn destination_problems(client: &Client, at: &Connection) -> Result<Ve
     let role = ident(&at.user);
     match ledger.map(|row| row.get::<_, bool>(0)) {
         Some(true) => {}
-        Some(false) => problem("DestinationPermissionDenied", format!(
-            "role {role} may not write to schema _mirror_operator: GRANT USAGE, CREATE ON SCHEMA _mirror_operator TO {role}"
-        )),
+        Some(false) => problem(
+            "DestinationPermissionDenied",
+            format!("role {role} may not write to schema _mirror_operator: GRANT USAGE, CREATE ON SCHEMA _mirror_operator TO {role}"),
+        ),
         None if server.create => {}
-        None => problem("DestinationPermissionDenied", format!(
-            "role {role} may not create the schema _mirror_operator: GRANT CREATE ON DATABASE {} TO {role}",
-            ident(&at.database)
-        )),
+        None => problem(
+            "DestinationPermissionDenied",
+            format!("role {role} may not create the schema _mirror_operator: GRANT CREATE ON DATABASE {} TO {role}", ident(&at.database)),
+        ),
     }
     Ok(problems)
 }
@@ -277,7 +287,8 @@ mod tests {
 
     #[test]
     fn each_missing_thing_is_named_with_its_cure() {
-        let reasons = |server: &Server| server_problems(&at(), server, |slot| slot == "ours").into_iter().map(|f| f.reason).collect::<Vec<_>>();
+        let reasons =
+            |server: &Server| server_problems(&at(), server, |slot| slot == "ours").into_iter().map(|f| f.reason).collect::<Vec<_>>();
         assert!(reasons(&good()).is_empty());
         let table = [
             (Server { version_number: 130_011, ..good() }, "VersionTooOld"),

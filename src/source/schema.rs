@@ -126,7 +126,9 @@ fn column(wanted: &Table, facts: &ColumnFacts) -> Column {
 
 fn refuse_kinds(name: &TableName, facts: &TableFacts, problems: &mut Vec<Failure>) {
     let what = match facts.kind {
-        'r' if facts.has_children => Some("a table that others inherit from: its children's changes are published under their own names. List the children instead"),
+        'r' if facts.has_children => {
+            Some("a table that others inherit from: its children's changes are published under their own names. List the children instead")
+        }
         'r' | 'p' => None,
         'v' => Some("a view, which has no change stream. List the tables that it reads"),
         'm' => Some("a materialized view, which has no change stream. List the tables that it reads"),
@@ -138,7 +140,8 @@ fn refuse_kinds(name: &TableName, facts: &TableFacts, problems: &mut Vec<Failure
         problems.push(failure("UnsupportedTable", format!("{name} is {what}.")));
     }
     for leaf in facts.leaves.iter().filter(|l| l.kind != 'r') {
-        let message = format!("{name} has the partition {}, a foreign table, whose changes are in another server's log; detach it.", leaf.name);
+        let message =
+            format!("{name} has the partition {}, a foreign table, whose changes are in another server's log; detach it.", leaf.name);
         problems.push(failure("UnsupportedTable", message));
     }
     let logged = std::iter::once((name, facts.persistence)).chain(facts.leaves.iter().map(|l| (&l.name, l.persistence)));
@@ -147,7 +150,8 @@ fn refuse_kinds(name: &TableName, facts: &TableFacts, problems: &mut Vec<Failure
             't' => ("temporary", String::new()),
             _ => ("unlogged", format!(": ALTER TABLE {} SET LOGGED", sql(table))),
         };
-        problems.push(failure("UnsupportedTable", format!("{table} is {kind}: its changes are not in the log and cannot be streamed{cure}")));
+        problems
+            .push(failure("UnsupportedTable", format!("{table} is {kind}: its changes are not in the log and cannot be streamed{cure}")));
     }
 }
 
@@ -267,7 +271,8 @@ fn keyed(name: &TableName, facts: &TableFacts, kept: &[&ColumnFacts], key: &[i16
         let Some(column) = facts.columns.iter().find(|c| c.number == *number) else { continue };
         match kept.iter().position(|c| c.number == *number) {
             None => {
-                let message = format!("{name}: column {:?} is part of the key and cannot be excluded; remove it from excludeColumns", column.name);
+                let message =
+                    format!("{name}: column {:?} is part of the key and cannot be excluded; remove it from excludeColumns", column.name);
                 problems.push(failure("KeyColumnExcluded", message));
             }
             Some(_) if column.generated.is_some() => {

@@ -68,10 +68,14 @@ pub async fn drop_slot(client: &Client, slot: &str) -> Result<(), Error> {
     let started = Instant::now();
     loop {
         client
-            .query("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid IS NOT NULL", &[&slot])
+            .query(
+                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid IS NOT NULL",
+                &[&slot],
+            )
             .await
             .map_err(doing())?;
-        let dropped = client.query("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", &[&slot]).await;
+        let dropped =
+            client.query("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", &[&slot]).await;
         match dropped {
             Ok(_) => return Ok(()),
             Err(error) => match error.code().map(|c| c.code()) {

@@ -76,10 +76,8 @@ impl Holder {
 /// Begins a read-only transaction that sees exactly the snapshot. Errors: [`Error::SnapshotGone`].
 pub async fn begin(client: &Client, name: &str, lsn: Lsn) -> Result<(), Error> {
     // Row security must fail rather than hide rows.
-    let sql = format!(
-        "SET row_security = off; BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}",
-        literal(name)
-    );
+    let sql =
+        format!("SET row_security = off; BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}", literal(name));
     client.batch_execute(&sql).await.map_err(|cause| match cause.code().map(|c| c.code()) {
         // Unknown name, and a name whose session has just ended.
         Some("22023" | "55000" | "42704") => Error::SnapshotGone { name: name.into(), lsn },
