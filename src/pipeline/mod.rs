@@ -62,23 +62,15 @@ pub async fn live(brief: &Brief, destination: &dyn Destination, board: &Board, s
     let mut pause = FIRST_PAUSE;
     loop {
         let before = board.report().stage;
-        let trouble = tokio::select! {
-            // The stream ends by itself at shutdown, in good order.
-            biased;
-            stopped = step(brief, destination, board, &mut hold, shutdown) => match stopped {
-                Ok(()) => {
-                    pause = FIRST_PAUSE;
-                    board.went_on();
-                    None
-                }
-                Err(trouble) => Some(trouble),
-            },
-            () = stopped_before_stream(board, shutdown) => None,
+        let stepped = tokio::select! {
+            stepped = step(brief, destination, board, &mut hold, shutdown) => stepped,
+            () = shutdown.cancelled() => return,
         };
-        if shutdown.is_cancelled() {
-            return;
-        }
-        let Some(trouble) = trouble else { continue };
+        let Err(trouble) = stepped else {
+            pause = FIRST_PAUSE;
+            board.went_on();
+            continue;
+        };
         if let Some(newer) = trouble.superseded() {
             hold.release();
             board.offer(None);
@@ -96,19 +88,13 @@ pub async fn live(brief: &Brief, destination: &dyn Destination, board: &Board, s
             return shutdown.cancelled().await;
         }
         if board.report().stage > before {
+            // It got somewhere; this is another error.
             pause = FIRST_PAUSE;
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
             () = shutdown.cancelled() => return,
         }
-    }
-}
-
-async fn stopped_before_stream(board: &Board, shutdown: &CancellationToken) {
-    shutdown.cancelled().await;
-    if board.report().stage == Stage::Streaming {
-        std::future::pending::<()>().await;
     }
 }
 
