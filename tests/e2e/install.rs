@@ -5,7 +5,7 @@ use std::process::Command;
 use tokio::sync::OnceCell;
 
 /// The namespace of the operator under test.
-pub const NAMESPACE: &str = "mirror-system";
+pub const NAMESPACE: &str = "mirror-operator";
 
 static INSTALLED: OnceCell<()> = OnceCell::const_new();
 
