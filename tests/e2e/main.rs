@@ -5,7 +5,6 @@
 
 mod bad_input;
 mod failures;
-mod install;
 mod life;
 mod rules;
 mod stream;

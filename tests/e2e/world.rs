@@ -75,7 +75,6 @@ impl World {
     /// A namespace that enforces PodSecurity *restricted*, two empty databases, Secrets and Peers `source` and `destination`.
     pub async fn new(test: &str) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        crate::install::operator().await;
         let client = Client::try_default().await.expect("a cluster");
         let namespace = format!("e2e-{test}");
         let database = format!("e2e_{}", test.replace('-', "_"));
