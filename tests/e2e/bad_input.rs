@@ -70,15 +70,23 @@ async fn a_mirror_that_cannot_work_is_refused_before_anything_is_changed() {
         ("a-view", json!([{ "source": "public.v" }]), "public.v"),
         ("not-ours", json!([{ "source": "public.foreign_data" }]), "foreign_data"),
         ("foreign-shadow", json!([{ "source": "public.shadowed" }]), "shadowed_resync"),
-        ("key-excluded", json!([{ "source": "public.good", "excludeColumns": ["id"] }]), "id"),
-        ("no-such-column", json!([{ "source": "public.good", "excludeColumns": ["nothere"] }]), "nothere"),
-        ("bad-type", json!([{ "source": "public.good", "columns": [{ "source": "v", "type": "no_such_type" }] }]), "no_such_type"),
+        ("key-excluded", json!([{ "source": "public.good", "destination": "public.key-excluded", "excludeColumns": ["id"] }]), "id"),
+        (
+            "no-such-column",
+            json!([{ "source": "public.good", "destination": "public.no-such-column", "excludeColumns": ["nothere"] }]),
+            "nothere",
+        ),
+        (
+            "bad-type",
+            json!([{ "source": "public.good", "destination": "public.bad-type", "columns": [{ "source": "v", "type": "no_such_type" }] }]),
+            "no_such_type",
+        ),
         (
             "same-destination",
             json!([{ "source": "public.good" }, { "source": "public.nokey", "destination": "public.good" }]),
             "same destination",
         ),
-        ("bad-peer", json!([{ "source": "public.good" }]), "\"nobody\""),
+        ("bad-peer", json!([{ "source": "public.good", "destination": "public.bad-peer" }]), "\"nobody\""),
     ];
     for (name, tables, _) in &refused {
         let mut more = json!({ "tables": tables });

@@ -99,7 +99,7 @@ async fn a_resync_picks_up_a_changed_schema_and_readers_never_notice() {
         .await
         .unwrap()
         .get(0);
-    world.destination.batch_execute("CREATE INDEX by_total ON orders (total); CREATE VIEW big AS SELECT id FROM orders WHERE total > 100; COMMENT ON TABLE orders IS 'kept'; CREATE ROLE resync_reader; GRANT SELECT ON orders TO resync_reader").await.unwrap();
+    world.destination.batch_execute("CREATE INDEX by_total ON orders (total); CREATE VIEW big AS SELECT id FROM orders WHERE total > 100; COMMENT ON TABLE orders IS 'kept'; DROP ROLE IF EXISTS resync_reader; CREATE ROLE resync_reader; GRANT SELECT ON orders TO resync_reader").await.unwrap();
     world.source.batch_execute("ALTER TABLE orders ALTER at TYPE text; ALTER TABLE customers RENAME note TO remark").await.unwrap();
     world.condition("shop", "SchemaInSync", "True", LIMIT).await;
     let reader = Reader::start(world.database()).await;
