@@ -136,3 +136,20 @@ fn application_name(brief: &Brief, lsn: Lsn, name: &str) -> String {
 fn held_name<'a>(brief: &Brief, lsn: Lsn, application: &'a str) -> Option<&'a str> {
     application.strip_prefix(&application_name(brief, lsn, "")).filter(|name| !name.is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_published_name_fits_and_is_read_back_for_its_position_only() {
+        let brief = crate::brief::tests::brief(9_999);
+        let (lsn, name) = (Lsn(0xFFFF_FFFF_FFFF_FFFF), "0000ABCD-0000ABCD-1");
+        let published = application_name(&brief, lsn, name);
+        assert!(published.len() <= 63, "{published} is cut by the server");
+        assert_eq!(held_name(&brief, lsn, &published), Some(name));
+        assert_eq!(held_name(&brief, Lsn(1), &published), None);
+        assert_eq!(held_name(&crate::brief::tests::brief(999), lsn, &published), None);
+        assert_eq!(held_name(&brief, lsn, &brief.application_name("reader")), None);
+    }
+}
