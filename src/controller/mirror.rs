@@ -68,7 +68,9 @@ async fn observe(mirror: &Mirror, context: &Context) -> Result<Observed, Error> 
             seen.pipelines.push((epoch, set.spec.and_then(|s| s.replicas).unwrap_or(1)));
         }
     }
-    let epoch = if status.live_epoch > 0 { status.live_epoch } else { status.epoch.max(1) };
+    let deleting = mirror.metadata.deletion_timestamp.is_some();
+    // The newest epoch is the one that nothing fences, so in its name everything is removed.
+    let epoch = if status.live_epoch > 0 && !deleting { status.live_epoch } else { status.epoch.max(1) };
     seen.brief = Some(match context.stored_brief(&namespace, &name, &uid, epoch).await? {
         Some(stored) => Ok(stored),
         None => {
@@ -78,7 +80,7 @@ async fn observe(mirror: &Mirror, context: &Context) -> Result<Observed, Error> 
             brief(mirror, None, epoch, source.as_ref(), destination.as_ref()).map(Box::new)
         }
     });
-    if mirror.metadata.deletion_timestamp.is_some() {
+    if deleting {
         let pods = context.pods(&namespace, &name, None).await?;
         seen.pods = pods.alive(&["forget"]);
         seen.forget_job = context.job_facts(&namespace, &forget_name(mirror), &uid, "forget", &pods).await?;

@@ -51,6 +51,7 @@ pub fn plan(mirror: &Mirror, seen: &Observed, now: Timestamp) -> Plan {
         return pass.refuse(status, effects, "InvalidSpec", why);
     }
     pass.release(&mut status, &mut effects);
+    pass.notice_fence(&mut status);
     pass.choose(&mut status, &mut effects);
     pass.keep_pipelines(&status, &mut effects);
     pass.describe(&mut status, &mut effects);
@@ -129,6 +130,14 @@ impl Pass<'_> {
         status.resyncs.insert(0, past);
         status.resyncs.truncate(HISTORY);
         effects.push(Effect::Say(Notice::normal("ResyncEnded", format!("MirrorResync {} ended: {outcome:?}.", resync.name))));
+    }
+
+    /// A pipeline that was fenced by an epoch which never became live will not stream again. Nobody else says so if that resync ended unseen.
+    fn notice_fence(&self, status: &mut MirrorStatus) {
+        let fenced = self.seen.report.as_ref().is_some_and(|r| r.epoch == status.live_epoch && r.stage == Stage::Superseded);
+        if fenced && status.active_resync.is_none() && self.mirror.status.as_ref().is_some_and(|s| s.active_resync.is_none()) {
+            status.stream_dropped = true;
+        }
     }
 
     /// Chooses the next resync: the oldest that waits. Makes one where the operator itself has cause to.

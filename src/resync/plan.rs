@@ -88,6 +88,7 @@ impl Pass<'_> {
 
     fn fail(&self, mut status: MirrorResyncStatus, failure: &Failure, untouched: bool) -> Plan {
         let ending = Ending { outcome: Outcome::Failed, reason: failure.reason.clone(), message: failure.message.clone(), untouched };
+        status.old_pipeline_dropped |= !untouched;
         status.ending = Some(ending.clone());
         self.wind_down(status, ending)
     }

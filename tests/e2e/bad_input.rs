@@ -24,7 +24,7 @@ async fn a_peer_says_what_is_missing_and_what_cures_it() {
         ),
         ("no-key", json!({ "passwordSecretRef": { "name": "postgres", "key": "nokey" } }), "its key \"nokey\" does not exist"),
         ("no-host", json!({ "host": "nowhere.invalid" }), "nowhere.invalid"),
-        ("no-port", json!({ "port": 1 }), "10.87.0.1:1"),
+        ("no-port", json!({ "port": 1 }), ":1: "),
         ("no-database", json!({ "database": "missing" }), "does not exist"),
         ("tls", json!({ "tls": { "mode": "Require" } }), "TLS"),
     ];

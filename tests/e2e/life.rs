@@ -100,7 +100,7 @@ async fn a_resync_picks_up_a_changed_schema_and_readers_never_notice() {
         .unwrap()
         .get(0);
     world.destination.batch_execute("CREATE INDEX by_total ON orders (total); CREATE VIEW big AS SELECT id FROM orders WHERE total > 100; COMMENT ON TABLE orders IS 'kept'; CREATE ROLE resync_reader; GRANT SELECT ON orders TO resync_reader").await.unwrap();
-    world.source.batch_execute("ALTER TABLE orders ALTER customer TYPE text; ALTER TABLE customers RENAME note TO remark").await.unwrap();
+    world.source.batch_execute("ALTER TABLE orders ALTER at TYPE text; ALTER TABLE customers RENAME note TO remark").await.unwrap();
     world.condition("shop", "SchemaInSync", "True", LIMIT).await;
     let reader = Reader::start(world.database()).await;
     for round in ["first", "second"] {
@@ -196,7 +196,11 @@ async fn deleting_a_resync_before_its_swap_leaves_no_slot_shadow_or_job_and_the_
     .await;
     assert_eq!(world.tables("public").await, ["customers", "orders"]);
     assert_eq!(world.slots().await, Vec::<String>::new());
-    assert_eq!(world.pods("snapshot").await.len() + world.pods("swap").await.len(), 0);
+    until("its pods are gone", LIMIT, || async {
+        let left = world.pods("snapshot").await.len() + world.pods("swap").await.len();
+        if left == 0 { Ok(()) } else { Err(format!("{left} left")) }
+    })
+    .await;
     let mirror = world.condition("shop", "ResyncRequired", "True", LIMIT).await;
     assert_eq!(mirror.status.unwrap().phase, MirrorPhase::Failed);
     world.source.batch_execute("INSERT INTO customers (email) VALUES ('while-nobody-streams@example.com')").await.unwrap();

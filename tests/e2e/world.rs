@@ -27,23 +27,33 @@ pub struct World {
     database: String,
 }
 
-fn server(side: &str) -> (String, u16) {
-    let variable = format!("E2E_{side}");
-    let text = std::env::var(&variable)
-        .unwrap_or_else(|_| panic!("{variable} must be host:port of a PostgreSQL server; run the tests by `make e2e`"));
-    let (host, port) = text.split_once(':').expect("host:port");
-    (host.into(), port.parse().expect("a port"))
+/// The server of one side: SOURCE or DESTINATION.
+fn server(side: &str) -> tokio_postgres::Config {
+    let variable = format!("{side}_URL");
+    let url = std::env::var(&variable)
+        .unwrap_or_else(|_| panic!("{variable} must be a superuser's URL of a PostgreSQL server; run the tests by `make e2e`"));
+    url.parse().expect("a URL of the form postgres://user:password@host:port/database")
 }
 
-pub fn password() -> String {
-    std::env::var("PGPASSWORD").expect("PGPASSWORD: the superuser's password")
+/// Host and port of one side.
+pub fn address(side: &str) -> (String, u16) {
+    let config = server(side);
+    match config.get_hosts() {
+        [tokio_postgres::config::Host::Tcp(host)] => (host.clone(), config.get_ports()[0]),
+        other => panic!("{other:?} is not one host"),
+    }
 }
 
-/// Connects as the superuser. `side` is SOURCE or DESTINATION.
+fn user(side: &str) -> (String, String) {
+    let config = server(side);
+    let password = String::from_utf8(config.get_password().expect("a password").to_vec()).expect("text");
+    (config.get_user().expect("a user").to_string(), password)
+}
+
+/// Connects as the superuser.
 pub async fn connect(side: &str, database: &str) -> tokio_postgres::Client {
-    let (host, port) = server(side);
-    let mut config = tokio_postgres::Config::new();
-    config.host(host).port(port).user("postgres").password(password()).dbname(database).application_name("e2e");
+    let mut config = server(side);
+    config.dbname(database).application_name("e2e");
     let (client, driver) = config.connect(tokio_postgres::NoTls).await.expect("the test's server answers");
     tokio::spawn(driver);
     client
@@ -82,7 +92,7 @@ impl World {
             database,
         };
         world.fresh_namespace().await;
-        world.secret("postgres", &[("password", &password())]).await;
+        world.secret("postgres", &[("password", &user("SOURCE").1), ("destination", &user("DESTINATION").1)]).await;
         world.apply(world.peer("source", "SOURCE", json!({}))).await.expect("Peer source");
         world.apply(world.peer("destination", "DESTINATION", json!({}))).await.expect("Peer destination");
         world
@@ -131,10 +141,11 @@ impl World {
 
     /// A Peer's manifest; `more` is merged over `spec.postgres`.
     pub fn peer(&self, name: &str, side: &str, more: Value) -> Value {
-        let (host, port) = server(side);
+        let (host, port) = address(side);
+        let key = if side == "SOURCE" { "password" } else { "destination" };
         let mut postgres = json!({
-            "host": host, "port": port, "database": self.database, "user": "postgres",
-            "passwordSecretRef": { "name": "postgres", "key": "password" }
+            "host": host, "port": port, "database": self.database, "user": user(side).0,
+            "passwordSecretRef": { "name": "postgres", "key": key }
         });
         postgres.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let role = if side == "SOURCE" { "Source" } else { "Destination" };
