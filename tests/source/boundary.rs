@@ -8,7 +8,10 @@ use std::{
 use mirror_operator::{
     brief::Brief,
     destination::Cell,
-    postgres::{Lsn, wire::{Frame, ReplicationSession}},
+    postgres::{
+        Lsn,
+        wire::{Frame, ReplicationSession},
+    },
     source::{
         catalog,
         pgoutput::{Message, decode},

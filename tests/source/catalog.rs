@@ -63,26 +63,30 @@ async fn odd_names_types_and_generated_columns_are_read() {
     let table = &tables[0];
     assert_eq!((table.source.schema.as_str(), table.source.name.as_str()), ("Odd \"Schema\".x", "Täble 'one' \\"));
     assert_eq!(table.identity, Identity::Key(vec![0]));
-    let columns: Vec<_> = table.columns.iter().map(|c| (c.source.as_str(), c.source_type.as_str(), c.destination_type.as_str(), c.binary)).collect();
-    assert_eq!(columns, [
-        ("Id Ö", "bigint", "bigint", true),
-        ("price", "numeric(10,2)", "numeric(10,2)", true),
-        ("at", "timestamp(3) with time zone", "timestamp(3) with time zone", true),
-        ("tags", "text[]", "text[]", true),
-        ("m", "public.mood", "text", true),
-        ("ms", "public.mood[]", "text[]", false),
-        ("d", "public.shorter", "character varying(10)", true),
-        ("ds", "public.short[]", "text[]", false),
-        ("p", "public.pair", "text", false),
-        ("r", "int4range", "int4range", true),
-        ("own", "public.span", "text", false),
-        ("c", "regclass", "text", false),
-        ("x", "xml", "xml", true),
-        ("acl", "aclitem", "text", false),
-        ("bits", "bit varying(7)", "bit varying(7)", true),
-        ("double", "numeric", "numeric", true),
-        ("a'b\"c", "character(3)", "character(3)", true),
-    ]);
+    let columns: Vec<_> =
+        table.columns.iter().map(|c| (c.source.as_str(), c.source_type.as_str(), c.destination_type.as_str(), c.binary)).collect();
+    assert_eq!(
+        columns,
+        [
+            ("Id Ö", "bigint", "bigint", true),
+            ("price", "numeric(10,2)", "numeric(10,2)", true),
+            ("at", "timestamp(3) with time zone", "timestamp(3) with time zone", true),
+            ("tags", "text[]", "text[]", true),
+            ("m", "public.mood", "text", true),
+            ("ms", "public.mood[]", "text[]", false),
+            ("d", "public.shorter", "character varying(10)", true),
+            ("ds", "public.short[]", "text[]", false),
+            ("p", "public.pair", "text", false),
+            ("r", "int4range", "int4range", true),
+            ("own", "public.span", "text", false),
+            ("c", "regclass", "text", false),
+            ("x", "xml", "xml", true),
+            ("acl", "aclitem", "text", false),
+            ("bits", "bit varying(7)", "bit varying(7)", true),
+            ("double", "numeric", "numeric", true),
+            ("a'b\"c", "character(3)", "character(3)", true),
+        ]
+    );
     assert_eq!(table.columns[15].generated.as_deref(), Some("(price * (2)::numeric)"));
     assert!(table.columns[1].not_null && !table.columns[2].not_null);
     drop(client);
@@ -137,8 +141,12 @@ async fn what_cannot_be_mirrored_is_refused_with_the_cure() {
 async fn wishes_that_cannot_be_met_are_refused_with_the_cure() {
     let fixture = Fixture::new().await;
     let client = fixture.at_source().await;
-    client.batch_execute("CREATE TABLE t (id int PRIMARY KEY, a int, g int GENERATED ALWAYS AS (a + 1) STORED, \"_PEERDB_SYNCED_AT\" int)").await.unwrap();
-    let renamed = |source: &str, destination: &str| mirror::Column { source: source.into(), destination: Some(destination.into()), type_: None };
+    client
+        .batch_execute("CREATE TABLE t (id int PRIMARY KEY, a int, g int GENERATED ALWAYS AS (a + 1) STORED, \"_PEERDB_SYNCED_AT\" int)")
+        .await
+        .unwrap();
+    let renamed =
+        |source: &str, destination: &str| mirror::Column { source: source.into(), destination: Some(destination.into()), type_: None };
     let fine = || {
         let mut brief = fixture.brief(1, &["public.t"]);
         brief.tables[0].exclude_columns = vec!["_PEERDB_SYNCED_AT".into()];
@@ -171,7 +179,12 @@ async fn a_role_without_rights_is_told_each_statement() {
     let client = fixture.at_source().await;
     let role = format!("poor_{}", fixture.source.database);
     client.batch_execute(SCHEMA).await.unwrap();
-    client.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'x'; REVOKE ALL ON SCHEMA public FROM PUBLIC; ALTER TABLE whole ENABLE ROW LEVEL SECURITY")).await.unwrap();
+    client
+        .batch_execute(&format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'x'; REVOKE ALL ON SCHEMA public FROM PUBLIC; ALTER TABLE whole ENABLE ROW LEVEL SECURITY"
+        ))
+        .await
+        .unwrap();
     let mut brief = fixture.brief(1, &["public.whole", "public.events"]);
     brief.source.user = role.clone();
     brief.source.password = Some(crate::support::secret("x"));
@@ -214,9 +227,17 @@ async fn a_publication_of_the_users_own_must_cover_the_tables() {
     assert_eq!(reasons().await, ["PublicationMissing"]);
     client.batch_execute("CREATE PUBLICATION \"Mine\" FOR TABLE events WITH (publish = 'insert')").await.unwrap();
     assert_eq!(reasons().await, ["PublicationIncomplete"; 3]);
-    client.batch_execute("DROP PUBLICATION \"Mine\"; CREATE PUBLICATION \"Mine\" FOR TABLE events, whole (a) WITH (publish_via_partition_root = true)").await.unwrap();
+    client
+        .batch_execute(
+            "DROP PUBLICATION \"Mine\"; CREATE PUBLICATION \"Mine\" FOR TABLE events, whole (a) WITH (publish_via_partition_root = true)",
+        )
+        .await
+        .unwrap();
     assert_eq!(reasons().await, ["PublicationIncomplete"]);
-    client.batch_execute("DROP PUBLICATION \"Mine\"; CREATE PUBLICATION \"Mine\" FOR ALL TABLES WITH (publish_via_partition_root = true)").await.unwrap();
+    client
+        .batch_execute("DROP PUBLICATION \"Mine\"; CREATE PUBLICATION \"Mine\" FOR ALL TABLES WITH (publish_via_partition_root = true)")
+        .await
+        .unwrap();
     assert_eq!(reasons().await, Vec::<String>::new());
     drop(client);
     fixture.end().await;
@@ -243,7 +264,10 @@ async fn every_type_arrives_as_it_was() {
     assert!(!tables[0].binary() && tables[1].binary());
     let target = fixture.at_destination().await;
     for (table, columns) in [
-        (r#""Odd ""Schema"".x"."Täble 'one' \""#, r#""Id Ö", price, at, tags, m::text, ms::text, d::text, ds::text, p::text, r, own::text, c::text, x::text, acl::text, bits, double, "a'b""c""#),
+        (
+            r#""Odd ""Schema"".x"."Täble 'one' \""#,
+            r#""Id Ö", price, at, tags, m::text, ms::text, d::text, ds::text, p::text, r, own::text, c::text, x::text, acl::text, bits, double, "a'b""c""#,
+        ),
         ("public.moods", "id, m::text, d::text, r, a, i, j, n, v, o"),
     ] {
         let sql = format!("SELECT coalesce(string_agg(t::text, E'\\n' ORDER BY 1), '') FROM (SELECT {columns} FROM {table}) t");

@@ -29,7 +29,12 @@ impl Fixture {
         let number = support::unique();
         let database = format!("mo_test_{}_{number}", std::process::id());
         let to = |server: &Connection| Connection { database: database.clone(), ..server.clone() };
-        let fixture = Self { source: to(&source), destination: to(&destination), uid: format!("{:08x}-0000-4000-8000-{number:012x}", hash(&database)), number };
+        let fixture = Self {
+            source: to(&source),
+            destination: to(&destination),
+            uid: format!("{:08x}-0000-4000-8000-{number:012x}", hash(&database)),
+            number,
+        };
         for server in [&source, &destination] {
             let client = connect::connect(server, "test").await.unwrap();
             client.batch_execute(&format!("DROP DATABASE IF EXISTS {0} WITH (FORCE)", ident(&database))).await.unwrap();
@@ -40,12 +45,8 @@ impl Fixture {
 
     /// A brief for these tables, with everything else as by default.
     pub fn brief(&self, epoch: u32, tables: &[&str]) -> Brief {
-        let table = |name: &&str| mirror::Table {
-            source: name.to_string(),
-            destination: None,
-            exclude_columns: Vec::new(),
-            columns: Vec::new(),
-        };
+        let table =
+            |name: &&str| mirror::Table { source: name.to_string(), destination: None, exclude_columns: Vec::new(), columns: Vec::new() };
         Brief {
             namespace: "test".into(),
             mirror: format!("shop-{}", self.number),

@@ -1,8 +1,7 @@
 //! The snapshot outlives its holders, and is replaced when all are gone.
 
 use mirror_operator::{
-    destination,
-    finish,
+    destination, finish,
     report::Stage,
     source::snapshot::{self, Holder},
 };
@@ -37,10 +36,7 @@ async fn a_snapshot_passes_from_holder_to_holder() {
     third.ended().await;
     assert!(third.has_ended());
     assert!(snapshot::adopt(&source, &brief, lsn).await.unwrap().is_none());
-    assert!(matches!(
-        Holder::import(&brief, third.name(), lsn).await,
-        Err(mirror_operator::source::Error::SnapshotGone { .. })
-    ));
+    assert!(matches!(Holder::import(&brief, third.name(), lsn).await, Err(mirror_operator::source::Error::SnapshotGone { .. })));
     drop(source);
     fixture.end().await;
 }

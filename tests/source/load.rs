@@ -137,7 +137,8 @@ fn many_chunks(fixture: &Fixture, epoch: u32) -> Brief {
 async fn same(fixture: &Fixture) {
     let (source, target) = (fixture.at_source().await, fixture.at_destination().await);
     for (table, columns) in [("orders", "id, note, n"), ("days", "day, id"), ("empty", "id")] {
-        let sql = format!("SELECT md5(coalesce(string_agg(t::text, ',' ORDER BY t::text), '')) FROM (SELECT {columns} FROM public.{table}) t");
+        let sql =
+            format!("SELECT md5(coalesce(string_agg(t::text, ',' ORDER BY t::text), '')) FROM (SELECT {columns} FROM public.{table}) t");
         let sum = async |client: &tokio_postgres::Client| client.query_one(&sql, &[]).await.unwrap().get::<_, String>(0);
         assert_eq!(sum(&source).await, sum(&target).await, "{table}");
     }
@@ -162,7 +163,12 @@ async fn tables_arrive_whole_and_a_resync_drops_the_old_slot_first() {
     assert!(report.load.is_some_and(|l| l.partitions > 1 && l.total_bytes > 0));
     work(&pod.brief).await;
     pod.reaches(Stage::Loaded).await;
-    until(&source, "the snapshot is let go", "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'mo % s%/%')").await;
+    until(
+        &source,
+        "the snapshot is let go",
+        "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'mo % s%/%')",
+    )
+    .await;
     finish::swap(&pod.brief).await.unwrap();
     finish::swap(&pod.brief).await.unwrap();
     pod.reaches(Stage::Streaming).await;
@@ -218,7 +224,8 @@ async fn what_is_wrong_is_said_before_anything_is_changed() {
     assert_eq!(number(&source, "SELECT count(*) FROM pg_publication").await, 0);
     let answer = reqwest::get(format!("{}/snapshot", pod.brief.pipeline_url)).await.unwrap();
     assert_eq!(answer.status(), 503);
-    let told: mirror_operator::report::Report = reqwest::get(format!("{}/status", pod.brief.pipeline_url)).await.unwrap().json().await.unwrap();
+    let told: mirror_operator::report::Report =
+        reqwest::get(format!("{}/status", pod.brief.pipeline_url)).await.unwrap().json().await.unwrap();
     assert_eq!(told.stage, Stage::Checking);
     pod.stop().await;
     drop(source);
