@@ -90,8 +90,10 @@ pub async fn load(
                 board.waiting("the snapshot was lost with every session that held it; exporting a new one");
                 renew(brief, destination, board, hold, &state).await?;
             }
-            board.offer(hold.offer());
             board.went_on();
+        }
+        if board.snapshot().is_none() {
+            board.offer(hold.offer());
         }
         let Some(holder) = &mut hold.holder else { continue };
         tokio::select! {
@@ -112,7 +114,11 @@ pub async fn load(
         }
         if Instant::now() >= look {
             look = Instant::now() + LOOK;
-            if rewritten(destination, hold).await? {
+            let gone = match &hold.holder {
+                Some(holder) => rewritten(destination, holder).await,
+                None => false,
+            };
+            if gone {
                 board.waiting("a table was rewritten or truncated after the snapshot; exporting a new one");
                 board.offer(None);
                 renew(brief, destination, board, hold, &state).await?;
@@ -131,14 +137,13 @@ async fn news(destination: &dyn Destination, board: &Board) -> Result<Option<Epo
 }
 
 /// Whether a table that is still being loaded was rewritten since the snapshot.
-async fn rewritten(destination: &dyn Destination, hold: &Hold) -> Result<bool, Trouble> {
-    let Some(holder) = &hold.holder else { return Ok(false) };
+async fn rewritten(destination: &dyn Destination, holder: &Holder) -> bool {
     // Either side may be away for a moment; it is looked at again soon, and no worker keeps a chunk of a rewritten table.
-    let Ok(tables) = destination.tables().await else { return Ok(false) };
+    let Ok(tables) = destination.tables().await else { return false };
     let unsealed: Vec<TableSchema> = tables.into_iter().filter(|t| !t.sealed).map(|t| t.schema).collect();
-    let Ok(relations) = catalog::relations(holder.client(), &unsealed).await else { return Ok(false) };
+    let Ok(relations) = catalog::relations(holder.client(), &unsealed).await else { return false };
     let relations: Vec<u32> = relations.iter().map(|r| r.oid).collect();
-    Ok(copy::rewritten(holder.client(), &relations).await.unwrap_or(false))
+    copy::rewritten(holder.client(), &relations).await.unwrap_or(false)
 }
 
 /// Exports a new snapshot with its exact position. Tables that are not complete begin again on it; the others, and the slot, stay.

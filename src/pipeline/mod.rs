@@ -124,6 +124,8 @@ async fn step(
             prepare::prepare(brief, destination, board, hold).await
         }
         Some(state) if !state.loaded => {
+            // Whoever sees this stage finds the plan's size with it.
+            board.refresh(destination).await?;
             board.stage(Stage::Loading);
             hold::load(brief, destination, board, hold, state).await
         }

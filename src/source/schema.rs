@@ -291,7 +291,3 @@ fn keyed(name: &TableName, facts: &TableFacts, kept: &[&ColumnFacts], key: &[i16
 fn sql(table: &TableName) -> String {
     qualified(&table.schema, &table.name)
 }
-
-#[cfg(test)]
-#[path = "schema_tests.rs"]
-mod tests;

@@ -136,3 +136,62 @@ fn application_name(brief: &Brief, lsn: Lsn, name: &str) -> String {
 fn held_name<'a>(brief: &Brief, lsn: Lsn, application: &'a str) -> Option<&'a str> {
     application.strip_prefix(&application_name(brief, lsn, "")).filter(|name| !name.is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::{mirror, peer::TlsMode, resync},
+        brief::DestinationPeer,
+        postgres::Connection,
+    };
+
+    fn brief(epoch: u32) -> Brief {
+        let nowhere = Connection {
+            peer: "p".into(),
+            host: "h".into(),
+            port: 1,
+            database: "d".into(),
+            user: "u".into(),
+            password: None,
+            tls: TlsMode::Disable,
+            ca: None,
+            client_certificate: None,
+            connect_timeout_millis: 1,
+        };
+        Brief {
+            namespace: "n".into(),
+            mirror: "shop".into(),
+            mirror_uid: "0a1b2c3d-0000-4000-8000-000000000000".into(),
+            epoch,
+            previous_epoch: 0,
+            resync: "r".into(),
+            resync_uid: "0a1b2c3d-0000-4000-8000-000000000001".into(),
+            pipeline_url: String::new(),
+            source: nowhere.clone(),
+            destination: DestinationPeer::Postgres(nowhere),
+            publication: None,
+            tables: Vec::new(),
+            soft_delete: mirror::SoftDelete::default(),
+            synced_at_column: String::new(),
+            snapshot: mirror::Snapshot::default(),
+            replication: mirror::Replication::default(),
+            carry: resync::Carry::default(),
+            old_snapshot_wait_millis: 0,
+            on_old_snapshot: resync::OnOldSnapshot::Proceed,
+            keep_old_millis: 0,
+        }
+    }
+
+    #[test]
+    fn a_published_name_fits_and_is_read_back_for_its_position_only() {
+        let ours = brief(9_999);
+        let (lsn, name) = (Lsn(0xFFFF_FFFF_FFFF_FFFF), "0000ABCD-0000ABCD-1");
+        let published = application_name(&ours, lsn, name);
+        assert!(published.len() <= 63, "{published} is cut by the server");
+        assert_eq!(held_name(&ours, lsn, &published), Some(name));
+        assert_eq!(held_name(&ours, Lsn(1), &published), None);
+        assert_eq!(held_name(&brief(999), lsn, &published), None);
+        assert_eq!(held_name(&ours, lsn, &ours.application_name("reader")), None);
+    }
+}
