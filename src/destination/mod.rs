@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 use crate::{
+    brief::{Brief, DestinationPeer},
     postgres::Lsn,
     report::{Failure, Load, SwapReport, TableReport},
     table::TableSchema,
@@ -142,7 +143,8 @@ pub trait Destination: Send + Sync {
     /// Does nothing if the ledger already has a generation. A `_resync` table that does not bear this system's mark is refused, never replaced.
     async fn create_shadows(&self, boundary: Boundary, tables: &[TableSchema], plan: &Plan) -> Result<(), Error>;
 
-    /// A new snapshot has replaced a lost one: tables that are not sealed are emptied and their chunks are to be loaded again, on `boundary`.
+    /// A new snapshot has replaced a lost one: tables with a chunk that is not loaded yet are emptied and all their chunks are to be loaded again,
+    /// on `boundary`. Complete tables stay, sealed or not. Does nothing if `boundary`'s generation is not newer than the ledger's.
     async fn renew_snapshot(&self, boundary: Boundary) -> Result<(), Error>;
 
     /// The tables of this epoch.
@@ -189,6 +191,13 @@ pub trait Destination: Send + Sync {
     /// Opens the one applier of this epoch. Needs the swap done. Of two processes the one that opened last wins: the other's applier fails, and opening
     /// it there again is refused with [`Error::Displaced`].
     async fn applier(&self) -> Result<Box<dyn Applier>, Error>;
+}
+
+/// The destination that the brief names. Connects when it is first used, so an error here is one of the brief itself.
+pub async fn open(brief: &Brief) -> Result<Box<dyn Destination>, Error> {
+    match &brief.destination {
+        DestinationPeer::Postgres(to) => Ok(Box::new(postgres::Postgres::new(brief.clone(), to.clone()))),
+    }
 }
 
 /// A value of a changed row.

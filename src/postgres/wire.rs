@@ -130,10 +130,8 @@ impl ReplicationSession {
     pub async fn start(mut self, slot: &str, from: Lsn, publication: &str) -> Result<ReplicationStream, WireError> {
         // The option's value is a list of identifiers inside of a string constant.
         let publications = crate::postgres::ident(publication).replace('\'', "''");
-        let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names '{publications}')",
-            ident(slot)
-        );
+        let command =
+            format!("START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names '{publications}')", ident(slot));
         self.link.send_query(&command).await?;
         loop {
             let message = self.link.read().await?;
@@ -183,9 +181,7 @@ mod tests {
 
     #[test]
     fn a_refused_start_tells_lost_slots_from_busy_ones() {
-        let error = |sqlstate: &str| {
-            start_error("s", WireError::Server { sqlstate: sqlstate.into(), message: "words".into(), hint: None })
-        };
+        let error = |sqlstate: &str| start_error("s", WireError::Server { sqlstate: sqlstate.into(), message: "words".into(), hint: None });
         for lost in ["42704", "55000", "58P01"] {
             assert!(matches!(error(lost), WireError::SlotLost { .. }), "{lost}");
         }

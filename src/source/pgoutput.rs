@@ -344,9 +344,8 @@ mod tests {
     fn any_relation() -> impl Strategy<Value = Message> {
         let column = (any::<bool>(), "[^\u{0}]{1,9}", any::<u32>(), any::<i32>())
             .prop_map(|(key, name, type_oid, type_modifier)| RelationColumn { key, name, type_oid, type_modifier });
-        (any::<u32>(), "[^\u{0}]{1,9}", "[^\u{0}]{1,9}", any::<u8>(), vec(column, 0..5)).prop_map(|(oid, schema, name, identity, columns)| {
-            Message::Relation(Relation { oid, schema, name, identity, columns })
-        })
+        (any::<u32>(), "[^\u{0}]{1,9}", "[^\u{0}]{1,9}", any::<u8>(), vec(column, 0..5))
+            .prop_map(|(oid, schema, name, identity, columns)| Message::Relation(Relation { oid, schema, name, identity, columns }))
     }
 
     fn message() -> impl Strategy<Value = Message> {

@@ -135,9 +135,8 @@ mod tests {
 
     #[test]
     fn each_error_has_its_next_step() {
-        let server = |sqlstate: &str| {
-            StreamError::Wire(WireError::Server { sqlstate: sqlstate.into(), message: "words".into(), hint: None })
-        };
+        let server =
+            |sqlstate: &str| StreamError::Wire(WireError::Server { sqlstate: sqlstate.into(), message: "words".into(), hint: None });
         let slot = || ("s".to_string(), "gone".to_string());
         let cases = [
             (StreamError::Destination(destination::Error::Superseded(7)), Next::End(Ended::Superseded(7)), None),

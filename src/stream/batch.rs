@@ -60,7 +60,15 @@ impl Batch {
     }
 
     /// Adds a change that came in so many bytes; hands the batch on when it is large.
-    pub async fn push(&mut self, table: &TableSchema, key: &[usize], change: Change, bytes: usize, to: &mut dyn Applier, at: Lsn) -> Streamed<()> {
+    pub async fn push(
+        &mut self,
+        table: &TableSchema,
+        key: &[usize],
+        change: Change,
+        bytes: usize,
+        to: &mut dyn Applier,
+        at: Lsn,
+    ) -> Streamed<()> {
         let fold = self.folds.entry(table.number).or_insert_with(|| Fold::new(key));
         let before = fold.len();
         if let Err(WriteFirst(change)) = fold.push(change) {
@@ -113,6 +121,9 @@ async fn write(table: &TableSchema, fold: &mut Fold, to: &mut dyn Applier, at: L
 
 /// A table that cannot be kept up, in words.
 pub(super) fn parked(table: &TableSchema, at: Lsn, cause: &str) -> StreamError {
-    let why = format!("{}: {cause} (in the transactions up to {at}). Its changes are passed over from here on; apply a MirrorResync", table.source);
+    let why = format!(
+        "{}: {cause} (in the transactions up to {at}). Its changes are passed over from here on; apply a MirrorResync",
+        table.source
+    );
     StreamError::Park { table: table.number, why }
 }

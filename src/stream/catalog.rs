@@ -44,7 +44,8 @@ impl<'a> Catalog<'a> {
     /// The types of a relation's columns as `format_type` prints them.
     pub async fn types(&mut self, relation: &Relation) -> Streamed<Vec<String>> {
         let (oids, modifiers): (Vec<u32>, Vec<i32>) = relation.columns.iter().map(|c| (c.type_oid, c.type_modifier)).unzip();
-        let sql = "SELECT format_type(oid, modifier) FROM unnest($1::oid[], $2::int[]) WITH ORDINALITY AS c (oid, modifier, nth) ORDER BY nth";
+        let sql =
+            "SELECT format_type(oid, modifier) FROM unnest($1::oid[], $2::int[]) WITH ORDINALITY AS c (oid, modifier, nth) ORDER BY nth";
         let rows = self.client().await?.query(sql, &[&oids, &modifiers]).await.map_err(|e| StreamError::Source(words(&e)))?;
         // NULL for a type that is gone by now.
         Ok(rows.iter().map(|r| r.get::<_, Option<String>>(0).unwrap_or_else(|| "???".into())).collect())

@@ -45,9 +45,17 @@ pub struct WriteFirst(pub Change);
 /// What becomes of the row with a key.
 #[derive(Debug)]
 enum State {
-    Upsert { row: Vec<Cell>, deleted: bool },
-    Delete { key: Vec<Cell> },
-    Rekey { old_key: Vec<Cell>, row: Vec<Cell> },
+    Upsert {
+        row: Vec<Cell>,
+        deleted: bool,
+    },
+    Delete {
+        key: Vec<Cell>,
+    },
+    Rekey {
+        old_key: Vec<Cell>,
+        row: Vec<Cell>,
+    },
     /// It is the source of a Rekey.
     Moved,
 }

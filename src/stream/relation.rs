@@ -143,7 +143,8 @@ mod tests {
     }
 
     fn relation(columns: &[(&str, bool, u32)]) -> Relation {
-        let column = |(name, key, oid): &(&str, bool, u32)| RelationColumn { key: *key, name: (*name).into(), type_oid: *oid, type_modifier: -1 };
+        let column =
+            |(name, key, oid): &(&str, bool, u32)| RelationColumn { key: *key, name: (*name).into(), type_oid: *oid, type_modifier: -1 };
         Relation { oid: 5, schema: "public".into(), name: "t".into(), identity: b'd', columns: columns.iter().map(column).collect() }
     }
 
@@ -157,7 +158,8 @@ mod tests {
 
     #[test]
     fn rows_are_read_by_the_names_of_columns() {
-        let reading = read(&relation(&[("b", false, 23), ("x", false, 23), ("id", true, 23)]), &schema(Identity::Key(vec![1])), &[], &types(3));
+        let reading =
+            read(&relation(&[("b", false, 23), ("x", false, 23), ("id", true, 23)]), &schema(Identity::Key(vec![1])), &[], &types(3));
         assert_eq!((reading.added, reading.drift.len(), reading.unusable), (vec![1], 1, None));
         let row = vec![text("1"), text("2"), text("3")];
         assert_eq!(reading.mapping.insert(row.clone()), Some(Change::Insert(vec![text("3"), Cell::Null, text("1")])));

@@ -102,9 +102,8 @@ pub(super) async fn stream(
     let batch = Batch::new(settings.batch_rows, settings.batch_interval.get());
     let (status, relations, catalog) = (frames.status(), HashMap::new(), Catalog::new(brief));
     let checkpoint = Instant::now();
-    let mut session = Session {
-        brief, applier, health, catalog, status, schemas, rules, relations, batch, transaction: None, reached: from, checkpoint,
-    };
+    let mut session =
+        Session { brief, applier, health, catalog, status, schemas, rules, relations, batch, transaction: None, reached: from, checkpoint };
     session.read(&mut frames).await
 }
 
@@ -241,7 +240,11 @@ impl Session<'_> {
                 Some(Known::Ours { table, whole: true, .. }) if self.is_wanted(*table) => emptied.push(*table),
                 Some(Known::Ours { table, whole: false, .. }) if self.is_wanted(*table) => {
                     let schema = self.schemas.get(table).ok_or_else(|| StreamError::Source("no schema".into()))?;
-                    return Err(parked(schema, self.at(), "one partition or child of it was truncated, whose rows cannot be told apart here"));
+                    return Err(parked(
+                        schema,
+                        self.at(),
+                        "one partition or child of it was truncated, whose rows cannot be told apart here",
+                    ));
                 }
                 _ => {}
             }
@@ -296,7 +299,8 @@ impl Session<'_> {
     /// Which of our tables a relation is, or is a part of.
     async fn find(&mut self, relation: &Relation) -> Streamed<Option<(u32, bool)>> {
         let by_oid = |oid: u32| self.schemas.values().find(|s| s.source_oid == oid).map(|s| s.number);
-        let by_name = || self.schemas.values().find(|s| s.source.schema == relation.schema && s.source.name == relation.name).map(|s| s.number);
+        let by_name =
+            || self.schemas.values().find(|s| s.source.schema == relation.schema && s.source.name == relation.name).map(|s| s.number);
         if let Some(number) = by_oid(relation.oid).or_else(by_name) {
             return Ok(Some((number, true)));
         }
@@ -316,7 +320,10 @@ impl Session<'_> {
             let (column, kind) = (&relation.columns[*place], types.get(*place).cloned().unwrap_or_default());
             let known = self.catalog.added(relation.oid, &column.name).await?;
             if known.unknown {
-                drift.push(format!("column {:?} was added with a default that gave each row a value of its own; it needs a resync", column.name));
+                drift.push(format!(
+                    "column {:?} was added with a default that gave each row a value of its own; it needs a resync",
+                    column.name
+                ));
             }
             let wanted = self.brief.tables.get(number as usize).and_then(|t| t.columns.iter().find(|c| c.source == column.name));
             schema.columns.push(Column {

@@ -40,7 +40,7 @@ async fn speed_of_mixed_changes() {
     for soft in [true, false] {
         let mut world = World::with("speed", &["firenibble"], FIRENIBBLE, Options { soft, excluded: vec![] }).await;
         world.brief.replication = serde_json::from_str("{}").unwrap();
-    world.brief.source.tls = mirror_operator::api::peer::TlsMode::Disable;
+        world.brief.source.tls = mirror_operator::api::peer::TlsMode::Disable;
         world.sql(&rows(1, 300_000)).await;
         wait(&world).await;
         world.destination.batch_execute("VACUUM ANALYZE public.firenibble").await.unwrap();

@@ -120,14 +120,20 @@ impl Applier for PostgresApplier {
             }
         };
         let schema = serde_json::to_string(table).map_err(|e| permanent("LedgerUnreadable", format!("{doing}: {e}")))?;
-        let record = format!("UPDATE _mirror_operator.table SET schema = {}::jsonb WHERE {} AND number = {}", literal(&schema), self.mirror, table.number);
+        let record = format!(
+            "UPDATE _mirror_operator.table SET schema = {}::jsonb WHERE {} AND number = {}",
+            literal(&schema),
+            self.mirror,
+            table.number
+        );
         let all = format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; {sql}; SET LOCAL lock_timeout = 0; {record}");
         self.client.batch_execute(&all).await.map_err(|e| meaning(&e, &doing))
     }
 
     async fn park(&mut self, table: &TableSchema, why: &str) -> Result<(), Error> {
         self.begin().await?;
-        let sql = format!("UPDATE _mirror_operator.table SET parked = {} WHERE {} AND number = {}", literal(why), self.mirror, table.number);
+        let sql =
+            format!("UPDATE _mirror_operator.table SET parked = {} WHERE {} AND number = {}", literal(why), self.mirror, table.number);
         self.client.batch_execute(&sql).await.map_err(|e| meaning(&e, "writing the ledger"))
     }
 

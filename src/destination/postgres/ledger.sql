@@ -1,6 +1,6 @@
 -- The ledger: what is true of each epoch, kept in the destination beside the data, so that both change in one transaction.
--- Run at the beginning of every epoch; every statement is safe to repeat.
-CREATE SCHEMA IF NOT EXISTS _mirror_operator;
+-- Run at the beginning of an epoch if a table is missing; every statement is safe to repeat. The schema exists already: a role that may not create
+-- schemas is refused by CREATE SCHEMA IF NOT EXISTS even where it exists.
 
 -- One row a mirror. `epoch` is the newest one begun: a writer of an older epoch that finds a newer one here stops (the fence).
 CREATE TABLE IF NOT EXISTS _mirror_operator.mirror (
@@ -42,10 +42,12 @@ CREATE TABLE IF NOT EXISTS _mirror_operator.table (
     shadow_name        text NOT NULL,
     relation           oid  NOT NULL,        -- the shadow, live after the swap
     retired            oid,                  -- the table it replaced, until that is dropped
+    retired_name       text,
     generation         int  NOT NULL,        -- of the snapshot that it is (being) loaded from
     gate_lsn           pg_lsn NOT NULL,      -- changes of transactions that commit at or after this belong on top of the load
     sealed_at          timestamptz,          -- loaded, with its key and indexes
-    carried_deleted    bigint,
+    indexes            jsonb NOT NULL DEFAULT '[]', -- those built: their names until the swap, and after it
+    carried_deleted    bigint,               -- both are set in the transaction that carries
     carried_missing    bigint,
     note               text,
     parked             text,                 -- why the change stream passes it over
@@ -72,3 +74,5 @@ CREATE TABLE IF NOT EXISTS _mirror_operator.chunk (
     PRIMARY KEY (mirror, epoch, number),
     FOREIGN KEY (mirror, epoch) REFERENCES _mirror_operator.epoch ON DELETE CASCADE
 );
+
+CREATE INDEX IF NOT EXISTS chunk_partition ON _mirror_operator.chunk (mirror, epoch, partition);

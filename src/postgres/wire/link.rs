@@ -16,11 +16,9 @@ use super::{
     WireError,
     transport::{Binding, Transport, transport},
 };
-use crate::{
-    postgres::{
-        ConnectError, Connection,
-        connect::{SESSION_OPTIONS, read_secret},
-    },
+use crate::postgres::{
+    ConnectError, Connection,
+    connect::{SESSION_OPTIONS, read_secret},
 };
 
 /// Bytes asked of the socket at once. Rows are slices of these buffers and keep them alive.

@@ -122,7 +122,9 @@ impl Reader {
                     ready = (!frames.is_empty()).then_some(frames);
                 }
             }
-            if ready.is_none() && let Some(error) = self.ended.take() {
+            if ready.is_none()
+                && let Some(error) = self.ended.take()
+            {
                 return Err(error);
             }
         }

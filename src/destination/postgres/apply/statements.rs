@@ -79,7 +79,8 @@ impl Names {
         } else {
             Default::default()
         };
-        let rows = format!("SELECT {distinct}{}{} FROM {} s WHERE s.op = {op}{order}", staged.join(", "), self.own_values(op == BURY), self.stage);
+        let rows =
+            format!("SELECT {distinct}{}{} FROM {} s WHERE s.op = {op}{order}", staged.join(", "), self.own_values(op == BURY), self.stage);
         self.insert(&rows)
     }
 
@@ -90,7 +91,8 @@ impl Names {
         // A key whose text changed but not its value (1.0 to 1.00) is written too.
         let set: Vec<_> = all.iter().map(|c| format!("{c} = excluded.{c}")).collect();
         let keys: Vec<_> = self.key.iter().map(|k| self.columns[*k].clone()).collect();
-        let conflict = if keys.is_empty() { String::new() } else { format!(" ON CONFLICT ({}) DO UPDATE SET {}", keys.join(", "), set.join(", ")) };
+        let conflict =
+            if keys.is_empty() { String::new() } else { format!(" ON CONFLICT ({}) DO UPDATE SET {}", keys.join(", "), set.join(", ")) };
         format!("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE {rows}{conflict}", self.table, all.join(", "))
     }
 
@@ -137,7 +139,8 @@ impl Names {
                 )]
             }
             PartialKind::Rekey => {
-                let values: Vec<_> = columns().map(|((i, c), unchanged)| if *unchanged { format!("x.{c}") } else { format!("s.c{i}") }).collect();
+                let values: Vec<_> =
+                    columns().map(|((i, c), unchanged)| if *unchanged { format!("x.{c}") } else { format!("s.c{i}") }).collect();
                 let of_old = |alias: &str| {
                     let parts = self.key.iter().enumerate().map(|(i, k)| format!("{alias}.{} = s.k{i}", self.columns[*k]));
                     parts.collect::<Vec<_>>().join(" AND ")

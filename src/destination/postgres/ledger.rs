@@ -1,0 +1,303 @@
+//! The ledger: what is true of each epoch, kept beside the data.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::{Client, GenericClient, Transaction, types::PgLsn};
+
+use super::{
+    Postgres,
+    error::{At, lock_not_granted, meaning, permanent, sqlstate},
+    session::{commit, gone, pass},
+};
+use crate::{
+    brief::Brief,
+    destination::{Chunk, EpochState, Error, LedgerTable},
+    name,
+    postgres::{Lsn, ident, literal},
+    report::{Load, SwapReport, TableReport},
+    table::{TableName, TableSchema},
+};
+
+/// The ledger's tables.
+const TABLES: &str = include_str!("ledger.sql");
+
+/// How long `begin` waits for writers of earlier epochs before it ends their sessions.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A table of the epoch with everything that the steps after the load need.
+pub(super) struct Entry {
+    pub(super) number: i32,
+    pub(super) schema: TableSchema,
+    pub(super) live: TableName,
+    pub(super) shadow: String,
+    pub(super) relation: u32,
+    pub(super) sealed: bool,
+    pub(super) carried: bool,
+    pub(super) indexes: Vec<Built>,
+}
+
+/// An index that was built on a shadow.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Built {
+    /// Its name until the swap.
+    pub(super) built: String,
+    /// Its name after it, if that is free.
+    pub(super) name: String,
+    /// What people have written about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) comment: Option<String>,
+}
+
+/// Whether the ledger is there.
+pub(super) async fn exists(client: &Client) -> Result<bool, Error> {
+    let sql = "SELECT count(*) = 4 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+               WHERE n.nspname = '_mirror_operator' AND c.relname IN ('mirror', 'epoch', 'table', 'chunk')";
+    Ok(client.query_one(sql, &[]).await.at("looking for the ledger")?.get(0))
+}
+
+/// See [`Destination::begin`](crate::destination::Destination::begin).
+pub(super) async fn begin(at: &Postgres) -> Result<(), Error> {
+    let mut session = at.session().await?;
+    if !exists(session.client()).await? {
+        let tx = session.begin("creating the ledger").await?;
+        create(&tx, &at.brief, &at.to.database, &at.to.user).await?;
+        commit(tx, "creating the ledger").await?;
+    }
+    let mut ended = false;
+    loop {
+        let tx = session.begin("beginning the epoch").await?;
+        let wait = format!("SET LOCAL lock_timeout = {}", PATIENCE.as_millis());
+        tx.batch_execute(&wait).await.at("beginning the epoch")?;
+        match record(&tx, &at.brief).await {
+            Ok(Some(newest)) => return Err(Error::Superseded(newest)),
+            Ok(None) => {
+                commit(tx, "beginning the epoch").await?;
+                session.keep();
+                return Ok(());
+            }
+            Err(error) if lock_not_granted(&error) && !ended => ended = true,
+            Err(error) => return Err(meaning(&error, "beginning the epoch")),
+        }
+        tx.rollback().await.at("beginning the epoch")?;
+        end_older_sessions(session.client(), &at.brief).await?;
+    }
+}
+
+async fn create(tx: &Transaction<'_>, brief: &Brief, database: &str, user: &str) -> Result<(), Error> {
+    let doing = "creating the ledger";
+    tx.batch_execute("SELECT pg_advisory_xact_lock(hashtextextended('mirror-operator ledger', 0))").await.at(doing)?;
+    let there = "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = '_mirror_operator')";
+    let sql = match tx.query_one(there, &[]).await.at(doing)?.get(0) {
+        true => TABLES.to_string(),
+        false => format!("CREATE SCHEMA _mirror_operator; {TABLES}"),
+    };
+    match tx.batch_execute(&sql).await {
+        Err(error) if sqlstate(&error) == Some("42501") => Err(permanent(
+            "PermissionDenied",
+            format!(
+                "{}/{}: the ledger, schema _mirror_operator, cannot be created in database {database:?}. Run there: {}",
+                brief.namespace,
+                brief.mirror,
+                ledger_cure(database, user)
+            ),
+        )),
+        other => other.at(doing),
+    }
+}
+
+/// The statements that let `user` keep the ledger.
+pub(super) fn ledger_cure(database: &str, user: &str) -> String {
+    let (database, user) = (ident(database), ident(user));
+    format!("GRANT CREATE ON DATABASE {database} TO {user}; or CREATE SCHEMA _mirror_operator AUTHORIZATION {user};")
+}
+
+/// Records the epoch; the newest one if that is newer.
+async fn record(tx: &Transaction<'_>, brief: &Brief) -> Result<Option<u32>, tokio_postgres::Error> {
+    pass(tx, brief, "pg_advisory_xact_lock").await?;
+    let sql = "INSERT INTO _mirror_operator.mirror AS m (mirror, name, epoch) VALUES ($1::text::uuid, $2, $3)
+               ON CONFLICT (mirror) DO UPDATE SET epoch = greatest(m.epoch, excluded.epoch), name = excluded.name RETURNING epoch";
+    let epoch = brief.epoch as i32;
+    let newest: i32 = tx.query_one(sql, &[&brief.mirror_uid, &format!("{}/{}", brief.namespace, brief.mirror), &epoch]).await?.get(0);
+    if newest > epoch {
+        return Ok(Some(newest as u32));
+    }
+    let sql = "INSERT INTO _mirror_operator.epoch (mirror, epoch, resync, slot) VALUES ($1::text::uuid, $2, $3::text::uuid, $4) ON CONFLICT DO NOTHING";
+    tx.execute(sql, &[&brief.mirror_uid, &epoch, &brief.resync_uid, &brief.slot()]).await?;
+    Ok(None)
+}
+
+/// Ends the sessions of earlier epochs. They are over anyway; one whose pod was lost may hold its locks for long.
+async fn end_older_sessions(client: &Client, brief: &Brief) -> Result<(), Error> {
+    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
+                 AND substring(application_name from $1)::int < $2";
+    let pattern = format!("^mo {} e([0-9]{{1,9}}) ", name::short_uid(&brief.mirror_uid));
+    client.query(sql, &[&pattern, &(brief.epoch as i32)]).await.at("ending sessions of earlier epochs")?;
+    Ok(())
+}
+
+/// See [`Destination::state`](crate::destination::Destination::state).
+pub(super) async fn state(at: &Postgres) -> Result<Option<EpochState>, Error> {
+    let session = at.session().await?;
+    if !exists(session.client()).await? {
+        session.keep();
+        return Ok(None);
+    }
+    let sql = "SELECT e.generation, e.snapshot_lsn, e.start_lsn, e.applied_lsn, e.swapped_at IS NOT NULL, m.epoch,
+                      e.generation > 0 AND NOT EXISTS (SELECT FROM _mirror_operator.table t
+                                                       WHERE t.mirror = e.mirror AND t.epoch = e.epoch AND t.sealed_at IS NULL)
+               FROM _mirror_operator.epoch e JOIN _mirror_operator.mirror m USING (mirror)
+               WHERE e.mirror = $1::text::uuid AND e.epoch = $2";
+    let row = session.client().query_opt(sql, &[&at.brief.mirror_uid, &(at.brief.epoch as i32)]).await.at("reading the ledger")?;
+    session.keep();
+    Ok(row.map(|r| EpochState {
+        generation: r.get::<_, i32>(0) as u32,
+        snapshot_lsn: lsn(r.get(1)),
+        start_lsn: lsn(r.get(2)),
+        applied_lsn: lsn(r.get(3)),
+        swapped: r.get(4),
+        newest_epoch: r.get::<_, i32>(5) as u32,
+        loaded: r.get(6),
+    }))
+}
+
+/// See [`Destination::tables`](crate::destination::Destination::tables).
+pub(super) async fn tables(at: &Postgres) -> Result<Vec<LedgerTable>, Error> {
+    let session = at.session().await?;
+    let sql = "SELECT schema::text, gate_lsn, sealed_at IS NOT NULL, parked FROM _mirror_operator.table
+               WHERE mirror = $1::text::uuid AND epoch = $2 ORDER BY number";
+    let rows = session.client().query(sql, &[&at.brief.mirror_uid, &(at.brief.epoch as i32)]).await.at("reading the ledger")?;
+    session.keep();
+    rows.iter().map(|r| Ok(LedgerTable { schema: schema(r.get(0))?, gate: lsn(r.get(1)), sealed: r.get(2), parked: r.get(3) })).collect()
+}
+
+/// The tables of the epoch, for its own steps.
+pub(super) async fn entries(client: &impl GenericClient, brief: &Brief) -> Result<Vec<Entry>, Error> {
+    let sql = "SELECT number, schema::text, destination_schema, destination_name, shadow_name, relation, sealed_at IS NOT NULL,
+                      carried_deleted IS NOT NULL, indexes::text
+               FROM _mirror_operator.table WHERE mirror = $1::text::uuid AND epoch = $2 ORDER BY number";
+    let rows = client.query(sql, &[&brief.mirror_uid, &(brief.epoch as i32)]).await.at("reading the ledger")?;
+    rows.iter()
+        .map(|r| {
+            Ok(Entry {
+                number: r.get(0),
+                schema: schema(r.get(1))?,
+                live: TableName { schema: r.get(2), name: r.get(3) },
+                shadow: r.get(4),
+                relation: r.get(5),
+                sealed: r.get(6),
+                carried: r.get(7),
+                indexes: serde_json::from_str(r.get(8)).map_err(unreadable)?,
+            })
+        })
+        .collect()
+}
+
+/// See [`Destination::pending`](crate::destination::Destination::pending).
+pub(super) async fn pending(at: &Postgres, partition: u32) -> Result<Vec<Chunk>, Error> {
+    let session = at.session().await?;
+    let sql = "SELECT number, partition, table_number, relation, first_block, end_block, bytes_planned FROM _mirror_operator.chunk
+               WHERE mirror = $1::text::uuid AND epoch = $2 AND partition = $3 AND loaded_at IS NULL ORDER BY number";
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] = [&at.brief.mirror_uid, &(at.brief.epoch as i32), &(partition as i32)];
+    let rows = session.client().query(sql, &parameters).await.at("reading the ledger")?;
+    session.keep();
+    let chunk = |r: &tokio_postgres::Row| Chunk {
+        number: r.get::<_, i32>(0) as u32,
+        partition: r.get::<_, i32>(1) as u32,
+        table: r.get::<_, i32>(2) as u32,
+        relation: r.get(3),
+        first_block: r.get::<_, i64>(4) as u64,
+        end_block: r.get::<_, Option<i64>>(5).map(|b| b as u64),
+        bytes: r.get::<_, i64>(6) as u64,
+    };
+    Ok(rows.iter().map(chunk).collect())
+}
+
+/// See [`Destination::progress`](crate::destination::Destination::progress).
+pub(super) async fn progress(at: &Postgres) -> Result<(Load, Vec<TableReport>), Error> {
+    let session = at.session().await?;
+    let of_epoch = "SELECT e.generation, e.snapshot_lsn, e.partitions, e.total_rows, e.total_bytes, c.done, c.rows, c.bytes
+        FROM _mirror_operator.epoch e,
+             LATERAL (SELECT count(*) FILTER (WHERE p.loaded) AS done, coalesce(sum(p.rows), 0)::bigint AS rows, coalesce(sum(p.bytes), 0)::bigint AS bytes
+                      FROM (SELECT bool_and(loaded_at IS NOT NULL) AS loaded, sum(rows) AS rows, sum(bytes) AS bytes FROM _mirror_operator.chunk
+                            WHERE mirror = e.mirror AND epoch = e.epoch GROUP BY partition) p) c
+        WHERE e.mirror = $1::text::uuid AND e.epoch = $2";
+    let of_tables = "SELECT t.schema -> 'source' ->> 'schema', t.schema -> 'source' ->> 'name', t.destination_schema, t.destination_name,
+            coalesce(c.rows, 0)::bigint, coalesce(t.carried_deleted, 0), coalesce(t.carried_missing, 0), t.note, t.sealed_at IS NOT NULL,
+            t.parked, t.inserts, t.updates, t.deletes
+        FROM _mirror_operator.table t
+        LEFT JOIN (SELECT table_number, sum(rows) AS rows FROM _mirror_operator.chunk
+                   WHERE mirror = $1::text::uuid AND epoch = $2 GROUP BY table_number) c ON c.table_number = t.number
+        WHERE t.mirror = $1::text::uuid AND t.epoch = $2 ORDER BY t.number";
+    let epoch = at.brief.epoch as i32;
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&at.brief.mirror_uid, &epoch];
+    let (load, tables) =
+        futures::try_join!(session.client().query_opt(of_epoch, &parameters), session.client().query(of_tables, &parameters))
+            .at("reading the ledger")?;
+    session.keep();
+    let load = load.ok_or_else(|| gone(&at.brief))?;
+    let load = Load {
+        generation: load.get::<_, i32>(0) as u32,
+        snapshot_lsn: lsn(load.get(1)),
+        partitions: load.get::<_, i32>(2) as u32,
+        total_rows: load.get(3),
+        total_bytes: load.get(4),
+        partitions_loaded: load.get::<_, i64>(5) as u32,
+        rows: load.get(6),
+        bytes: load.get(7),
+    };
+    Ok((load, tables.iter().map(report).collect()))
+}
+
+fn report(r: &tokio_postgres::Row) -> TableReport {
+    let named = |schema: usize, name: usize| TableName { schema: r.get(schema), name: r.get(name) }.to_string();
+    TableReport {
+        source: named(0, 1),
+        destination: named(2, 3),
+        rows_loaded: r.get(4),
+        carried_deleted: r.get(5),
+        carried_missing: r.get(6),
+        note: r.get(7),
+        sealed: r.get(8),
+        parked: r.get(9),
+        drift: None,
+        inserts: r.get(10),
+        updates: r.get(11),
+        deletes: r.get(12),
+    }
+}
+
+/// What the swap of this epoch did; `None` before it, and if the ledger does not know the epoch.
+pub(super) async fn swap_report(client: &impl GenericClient, brief: &Brief) -> Result<Option<SwapReport>, Error> {
+    let sql = "SELECT to_char(swapped_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), coalesce(lock_millis, 0), coalesce(swap_retries, 0)
+               FROM _mirror_operator.epoch WHERE mirror = $1::text::uuid AND epoch = $2";
+    let row = client.query_opt(sql, &[&brief.mirror_uid, &(brief.epoch as i32)]).await.at("reading the ledger")?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(row.get::<_, Option<String>>(0).map(|at| SwapReport { at, lock_millis: row.get(1), retries: row.get::<_, i32>(2) as u32 }))
+}
+
+/// A remark for people, beside those already made.
+pub(super) async fn remark(tx: &Transaction<'_>, brief: &Brief, number: i32, notes: &[String]) -> Result<(), Error> {
+    if notes.is_empty() {
+        return Ok(());
+    }
+    let sql = format!(
+        "UPDATE _mirror_operator.table SET note = concat_ws('; ', note, {}) WHERE mirror = $1::text::uuid AND epoch = $2 AND number = $3",
+        literal(&notes.join("; "))
+    );
+    tx.execute(&sql, &[&brief.mirror_uid, &(brief.epoch as i32), &number]).await.at("writing the ledger")?;
+    Ok(())
+}
+
+fn lsn(value: Option<PgLsn>) -> Lsn {
+    value.map(|l| Lsn(l.into())).unwrap_or_default()
+}
+
+pub(super) fn schema(text: &str) -> Result<TableSchema, Error> {
+    serde_json::from_str(text).map_err(unreadable)
+}
+
+pub(super) fn unreadable(error: serde_json::Error) -> Error {
+    permanent("LedgerUnreadable", format!("the destination's ledger was written by another version: {error}. Start a new resync"))
+}

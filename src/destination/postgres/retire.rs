@@ -1,0 +1,134 @@
+//! The ends: of the tables that a swap retired, of an epoch that is given up, and of a whole mirror.
+
+use tokio_postgres::Transaction;
+
+use super::{
+    Postgres,
+    error::{At, lock_not_granted, meaning},
+    ledger,
+    session::{Session, commit, fence, fence_alone},
+};
+use crate::{brief::Brief, destination::Error, postgres::qualified};
+
+/// Bound on the wait for one table's users. Nobody reads retired tables or shadows but sessions that opened them before.
+const WAIT: &str = "SET LOCAL lock_timeout = '10s'";
+
+/// See [`Destination::drop_retired`](crate::destination::Destination::drop_retired).
+pub(super) async fn drop_retired(at: &Postgres) -> Result<(), Error> {
+    let mut session = at.session().await?;
+    if !ledger::exists(session.client()).await? || ledger::swap_report(session.client(), &at.brief).await?.is_none() {
+        session.keep();
+        return Ok(());
+    }
+    drop_retired_until(&mut session, &at.brief, at.brief.epoch).await?;
+    session.keep();
+    Ok(())
+}
+
+/// Drops what the swaps of this mirror up to `epoch` have retired, told by oid and name together: one transaction a table.
+pub(super) async fn drop_retired_until(session: &mut Session<'_>, brief: &Brief, epoch: u32) -> Result<(), Error> {
+    let sql = "SELECT t.epoch, t.number, t.destination_schema, c.relname FROM _mirror_operator.table t
+               LEFT JOIN pg_catalog.pg_class c ON c.oid = t.retired AND c.relnamespace =
+                   (SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname = t.destination_schema)
+                   AND c.relname = t.retired_name
+               WHERE t.mirror = $1::text::uuid AND t.epoch <= $2 AND t.retired IS NOT NULL ORDER BY 1, 2";
+    let rows = session.client().query(sql, &[&brief.mirror_uid, &(epoch as i32)]).await.at("reading the ledger")?;
+    for row in rows {
+        let tx = session.begin("dropping old tables").await?;
+        fence(&tx, brief).await?;
+        if let Some(name) = row.get::<_, Option<&str>>(3) {
+            drop_tables(&tx, &[qualified(row.get(2), name)]).await?;
+        }
+        let sql = "UPDATE _mirror_operator.table SET retired = NULL WHERE mirror = $1::text::uuid AND epoch = $2 AND number = $3";
+        tx.execute(sql, &[&brief.mirror_uid, &row.get::<_, i32>(0), &row.get::<_, i32>(1)]).await.at("writing the ledger")?;
+        commit(tx, "dropping old tables").await?;
+    }
+    forget_replaced(session, brief, epoch).await
+}
+
+/// Epochs before the live one have neither tables nor retired ones left: their rows go.
+async fn forget_replaced(session: &mut Session<'_>, brief: &Brief, epoch: u32) -> Result<(), Error> {
+    let sql = "DELETE FROM _mirror_operator.epoch e USING _mirror_operator.mirror m
+               WHERE e.mirror = $1::text::uuid AND e.epoch < least($2, m.live_epoch) AND m.mirror = e.mirror
+                 AND e.swapped_at IS NOT NULL AND NOT EXISTS (SELECT FROM _mirror_operator.table t
+                     WHERE t.mirror = e.mirror AND t.epoch = e.epoch AND t.retired IS NOT NULL)";
+    session.client().execute(sql, &[&brief.mirror_uid, &(epoch as i32)]).await.at("writing the ledger")?;
+    Ok(())
+}
+
+/// See [`Destination::abandon`](crate::destination::Destination::abandon).
+pub(super) async fn abandon(at: &Postgres) -> Result<(), Error> {
+    let doing = "removing the shadows";
+    let mut session = at.session().await?;
+    if !ledger::exists(session.client()).await? {
+        session.keep();
+        return Ok(());
+    }
+    let tx = session.begin(doing).await?;
+    if !known(&tx, &at.brief).await? {
+        return Ok(());
+    }
+    fence_alone(&tx, &at.brief).await?;
+    let unswapped = "SELECT n.nspname, c.relname FROM _mirror_operator.table t JOIN _mirror_operator.epoch e USING (mirror, epoch)
+               JOIN pg_catalog.pg_class c ON c.oid = t.relation AND c.relname = t.shadow_name
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = t.destination_schema
+               WHERE t.mirror = $1::text::uuid AND t.epoch = $2 AND e.swapped_at IS NULL";
+    let epoch = at.brief.epoch as i32;
+    let shadows: Vec<String> =
+        tx.query(unswapped, &[&at.brief.mirror_uid, &epoch]).await.at(doing)?.iter().map(|r| qualified(r.get(0), r.get(1))).collect();
+    drop_tables(&tx, &shadows).await?;
+    let sql = "DELETE FROM _mirror_operator.epoch WHERE mirror = $1::text::uuid AND epoch = $2 AND swapped_at IS NULL";
+    tx.execute(sql, &[&at.brief.mirror_uid, &epoch]).await.at(doing)?;
+    commit(tx, doing).await?;
+    session.keep();
+    Ok(())
+}
+
+/// See [`Destination::forget`](crate::destination::Destination::forget).
+pub(super) async fn forget(at: &Postgres, drop_live: bool) -> Result<(), Error> {
+    let doing = "forgetting the mirror";
+    let mut session = at.session().await?;
+    if !ledger::exists(session.client()).await? {
+        session.keep();
+        return Ok(());
+    }
+    let tx = session.begin(doing).await?;
+    if !known(&tx, &at.brief).await? {
+        return Ok(());
+    }
+    fence_alone(&tx, &at.brief).await?;
+    // Told by oid and by one of the names that the mirror has given: what people have renamed is theirs.
+    let sql = "SELECT DISTINCT n.nspname, c.relname FROM _mirror_operator.table t JOIN _mirror_operator.epoch e USING (mirror, epoch)
+               JOIN pg_catalog.pg_namespace n ON n.nspname = t.destination_schema
+               JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND CASE
+                   WHEN c.oid = t.retired THEN c.relname = t.retired_name
+                   WHEN c.oid = t.relation AND e.swapped_at IS NULL THEN c.relname = t.shadow_name
+                   WHEN c.oid = t.relation THEN $2 AND c.relname = t.destination_name END
+               WHERE t.mirror = $1::text::uuid";
+    let tables: Vec<String> =
+        tx.query(sql, &[&at.brief.mirror_uid, &drop_live]).await.at(doing)?.iter().map(|r| qualified(r.get(0), r.get(1))).collect();
+    drop_tables(&tx, &tables).await?;
+    tx.execute("DELETE FROM _mirror_operator.mirror WHERE mirror = $1::text::uuid", &[&at.brief.mirror_uid]).await.at(doing)?;
+    commit(tx, doing).await?;
+    session.keep();
+    Ok(())
+}
+
+async fn known(tx: &Transaction<'_>, brief: &Brief) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM _mirror_operator.mirror WHERE mirror = $1::text::uuid)";
+    Ok(tx.query_one(sql, &[&brief.mirror_uid]).await.at("reading the ledger")?.get(0))
+}
+
+async fn drop_tables(tx: &Transaction<'_>, tables: &[String]) -> Result<(), Error> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let names = tables.join(", ");
+    match tx.batch_execute(&format!("{WAIT}; DROP TABLE {names}")).await {
+        Err(error) if lock_not_granted(&error) => {
+            Err(Error::Transient(format!("{names} cannot be dropped yet: other sessions still use them. It is tried again")))
+        }
+        Err(error) => Err(meaning(&error, &format!("dropping {names}"))),
+        Ok(()) => Ok(()),
+    }
+}
