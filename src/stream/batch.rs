@@ -113,6 +113,9 @@ async fn write(table: &TableSchema, fold: &mut Fold, to: &mut dyn Applier, at: L
 
 /// A table that cannot be kept up, in words.
 pub(super) fn parked(table: &TableSchema, at: Lsn, cause: &str) -> StreamError {
-    let why = format!("{}: {cause} (in the transactions up to {at}). Its changes are passed over from here on; apply a MirrorResync", table.source);
+    let why = format!(
+        "{}: {cause} (in the transactions up to {at}). Its changes are passed over from here on; apply a MirrorResync",
+        table.source
+    );
     StreamError::Park { table: table.number, why }
 }

@@ -69,8 +69,12 @@ async fn unchanged_large_values_are_kept_also_under_a_new_key() {
 async fn equal_keys_with_different_texts_are_one_row() {
     for (name, soft) in [("scale_soft", true), ("scale_hard", false)] {
         let world = World::with(name, &["n"], "CREATE TABLE n (id numeric PRIMARY KEY, v text)", Options { soft, excluded: vec![] }).await;
-        world.sql("BEGIN; INSERT INTO public.n VALUES (1.0, 'a'); DELETE FROM public.n; INSERT INTO public.n VALUES (1.00, 'b');
-                   DELETE FROM public.n; INSERT INTO public.n VALUES (1.000, 'c'); UPDATE public.n SET id = 1.0000, v = 'd'; COMMIT").await;
+        world
+            .sql(
+                "BEGIN; INSERT INTO public.n VALUES (1.0, 'a'); DELETE FROM public.n; INSERT INTO public.n VALUES (1.00, 'b');
+                   DELETE FROM public.n; INSERT INTO public.n VALUES (1.000, 'c'); UPDATE public.n SET id = 1.0000, v = 'd'; COMMIT",
+            )
+            .await;
         let running = world.run();
         world.settle(&running).await;
         assert_eq!(world.same("n").await, 1);
@@ -84,7 +88,9 @@ async fn truncate_empties_and_later_rows_stay() {
         let world = items(name, soft).await;
         let running = world.run();
         world.sql("INSERT INTO public.items SELECT i FROM generate_series(1, 10) i").await;
-        world.sql("BEGIN; INSERT INTO public.items VALUES (11); TRUNCATE public.items; INSERT INTO public.items VALUES (3, 'back'); COMMIT").await;
+        world
+            .sql("BEGIN; INSERT INTO public.items VALUES (11); TRUNCATE public.items; INSERT INTO public.items VALUES (3, 'back'); COMMIT")
+            .await;
         world.settle(&running).await;
         assert_eq!(world.same("items").await, 1);
         let all = world.at_destination("SELECT count(*)::text FROM public.items").await;
@@ -114,8 +120,12 @@ async fn rows_without_a_key_are_counted() {
 async fn a_large_transaction_comes_in_pieces_and_is_seen_as_one() {
     let world = World::with("large", &["items"], ITEMS, HARD).await;
     let running = world.run();
-    world.sql("BEGIN; INSERT INTO public.items SELECT i, 'name ' || i, md5(i::text), i FROM generate_series(1, 150000) i;
-               UPDATE public.items SET name = 'changed' WHERE id % 3 = 0; DELETE FROM public.items WHERE id % 5 = 0; COMMIT").await;
+    world
+        .sql(
+            "BEGIN; INSERT INTO public.items SELECT i, 'name ' || i, md5(i::text), i FROM generate_series(1, 150000) i;
+               UPDATE public.items SET name = 'changed' WHERE id % 3 = 0; DELETE FROM public.items WHERE id % 5 = 0; COMMIT",
+        )
+        .await;
     loop {
         let seen: usize = world.at_destination("SELECT count(*)::text FROM public.items").await.parse().unwrap();
         match seen {
@@ -135,7 +145,10 @@ async fn an_idle_mirror_has_no_lag_and_pins_no_log() {
     world.sql("INSERT INTO public.other SELECT repeat('x', 1000) FROM generate_series(1, 2000)").await;
     let target = world.source_lsn().await;
     crate::support::until("the slot has moved", async || {
-        let sql = format!("SELECT (confirmed_flush_lsn >= '{target}')::text FROM pg_replication_slots WHERE slot_name = '{}'", world.brief.slot());
+        let sql = format!(
+            "SELECT (confirmed_flush_lsn >= '{target}')::text FROM pg_replication_slots WHERE slot_name = '{}'",
+            world.brief.slot()
+        );
         crate::support::value(&world.source, &sql).await == "true"
     })
     .await;

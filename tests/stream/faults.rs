@@ -1,8 +1,8 @@
 //! Whatever dies, every change is applied once.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use mirror_operator::{destination::postgres::apply::Owner, stream::Ended};
+use mirror_operator::stream::Ended;
 
 use crate::{
     support::until,
@@ -28,7 +28,9 @@ fn transaction(dice: &mut Dice) -> String {
     for _ in 0..=dice.roll(6) {
         let (id, other) = (dice.roll(40), dice.roll(40));
         sql += &match dice.roll(7) {
-            0 | 1 => format!("INSERT INTO public.acc VALUES ({id}, 0, repeat(md5('{other}'), 200)) ON CONFLICT (id) DO UPDATE SET v = acc.v + 1;"),
+            0 | 1 => format!(
+                "INSERT INTO public.acc VALUES ({id}, 0, repeat(md5('{other}'), 200)) ON CONFLICT (id) DO UPDATE SET v = acc.v + 1;"
+            ),
             2 => format!("UPDATE public.acc SET v = v + 1 WHERE id = {id};"),
             3 => format!("UPDATE public.acc SET id = {other} WHERE id = {id} AND NOT EXISTS (SELECT FROM public.acc WHERE id = {other});"),
             4 => format!("DELETE FROM public.acc WHERE id = {id};"),
@@ -48,7 +50,12 @@ async fn kill_at_random(name: &str, soft: bool, rounds: usize) {
             world.sql(&transaction(&mut dice)).await;
         }
         tokio::time::sleep(Duration::from_millis(dice.roll(60))).await;
-        let end = |role: &str| format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{}'", world.brief.application_name(role));
+        let end = |role: &str| {
+            format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{}'",
+                world.brief.application_name(role)
+            )
+        };
         match dice.roll(4) {
             0 => world.destination.batch_execute(&end("apply")).await.unwrap(),
             1 => world.sql(&end("stream")).await,
@@ -78,8 +85,8 @@ async fn ended(running: Running) -> Ended {
 #[tokio::test]
 async fn of_two_pipelines_the_second_wins() {
     let world = World::new("two", &["acc", "log"], TABLES).await;
-    let owner = Arc::new(Owner::default());
-    let first = world.run_as(owner.clone());
+    let process = world.process();
+    let first = world.run_in(process.clone());
     world.sql("INSERT INTO public.acc VALUES (1)").await;
     world.settle(&first).await;
     let second = world.run();
@@ -87,7 +94,7 @@ async fn of_two_pipelines_the_second_wins() {
     world.sql("INSERT INTO public.acc VALUES (2)").await;
     world.settle(&second).await;
     assert_eq!(ended(first).await, Ended::Displaced);
-    assert_eq!(ended(world.run_as(owner)).await, Ended::Displaced, "it does not take the stream back");
+    assert_eq!(ended(world.run_in(process)).await, Ended::Displaced, "it does not take the stream back");
     world.sql("INSERT INTO public.acc VALUES (3)").await;
     world.settle(&second).await;
     assert_eq!(world.same("acc").await, 3);
@@ -113,7 +120,8 @@ async fn a_lost_slot_is_told_and_does_not_end_the_process() {
     let running = world.run();
     until("the loss is told", async || {
         let health = running.health.borrow().clone();
-        health.stream.slot_lost.is_some() && health.failure.is_some_and(|f| f.reason == "SlotLost" && f.message.contains("apply a MirrorResync"))
+        health.stream.slot_lost.is_some()
+            && health.failure.is_some_and(|f| f.reason == "SlotLost" && f.message.contains("apply a MirrorResync"))
     })
     .await;
     assert!(!running.task.is_finished());

@@ -34,7 +34,9 @@ async fn an_added_column_is_added_and_filled() {
 async fn a_column_with_a_value_for_each_row_wants_a_resync() {
     let world = World::new("volatile", &["a"], TWO).await;
     let running = world.run();
-    world.sql("INSERT INTO public.a VALUES (1); ALTER TABLE public.a ADD u uuid DEFAULT gen_random_uuid(); INSERT INTO public.a VALUES (2)").await;
+    world
+        .sql("INSERT INTO public.a VALUES (1); ALTER TABLE public.a ADD u uuid DEFAULT gen_random_uuid(); INSERT INTO public.a VALUES (2)")
+        .await;
     world.settle(&running).await;
     assert!(running.health.borrow().drift[&0].contains("needs a resync"), "{:?}", running.health.borrow().drift);
     assert_eq!(world.at_destination("SELECT count(u)::text FROM public.a").await, "1");
@@ -56,7 +58,9 @@ async fn a_value_that_does_not_fit_parks_its_table_only() {
     let running = world.run();
     world.sql("INSERT INTO public.a VALUES (1); INSERT INTO public.b VALUES (1)").await;
     world.sql("ALTER TABLE public.a ALTER v TYPE bigint").await;
-    world.sql("BEGIN; INSERT INTO public.a VALUES (2, 7000000000); INSERT INTO public.b VALUES (2); COMMIT; INSERT INTO public.b VALUES (3)").await;
+    world
+        .sql("BEGIN; INSERT INTO public.a VALUES (2, 7000000000); INSERT INTO public.b VALUES (2); COMMIT; INSERT INTO public.b VALUES (3)")
+        .await;
     world.settle(&running).await;
     assert_eq!(world.same("b").await, 3);
     let parked = world.at_destination("SELECT parked FROM _mirror_operator.table WHERE number = 0").await;

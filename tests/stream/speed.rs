@@ -40,6 +40,7 @@ async fn speed_of_mixed_changes() {
     for soft in [true, false] {
         let mut world = World::with("speed", &["firenibble"], FIRENIBBLE, Options { soft, excluded: vec![] }).await;
         world.brief.replication = serde_json::from_str("{}").unwrap();
+        world.brief.source.tls = mirror_operator::api::peer::TlsMode::Disable;
         world.sql(&rows(1, 300_000)).await;
         wait(&world).await;
         world.destination.batch_execute("VACUUM ANALYZE public.firenibble").await.unwrap();
@@ -66,6 +67,7 @@ async fn counts(world: &World) -> i64 {
 async fn memory_of_one_large_transaction() {
     let mut world = World::new("memory", &["firenibble"], FIRENIBBLE).await;
     world.brief.replication = serde_json::from_str("{}").unwrap();
+    world.brief.source.tls = mirror_operator::api::peer::TlsMode::Disable;
     world.sql(&rows(1, 5_000_000)).await;
     let before = memory("VmRSS:");
     let target = world.source_lsn().await;

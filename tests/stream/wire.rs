@@ -36,7 +36,12 @@ async fn a_wrong_password_is_told_by_its_sqlstate() {
 #[tokio::test]
 async fn md5_passwords_work() {
     let admin = connect(&with_tls(TlsMode::Prefer), "test").await.unwrap();
-    admin.batch_execute("SET password_encryption = md5; DROP ROLE IF EXISTS stream_md5; CREATE ROLE stream_md5 LOGIN REPLICATION PASSWORD 'old'").await.unwrap();
+    admin
+        .batch_execute(
+            "SET password_encryption = md5; DROP ROLE IF EXISTS stream_md5; CREATE ROLE stream_md5 LOGIN REPLICATION PASSWORD 'old'",
+        )
+        .await
+        .unwrap();
     let to = Connection { user: "stream_md5".into(), password: Some(secret("old")), ..with_tls(TlsMode::Prefer) };
     // The server accepts an md5 password only where pg_hba.conf says md5; with scram-sha-256 it refuses in words.
     match ReplicationSession::connect(&to, "test").await {

@@ -2,17 +2,10 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use futures::stream::BoxStream;
 use mirror_operator::{
     brief::{Brief, DestinationPeer},
-    destination::{
-        Applier, Boundary, Chunk, Destination, EpochState, Error, LedgerTable, Loaded, Plan,
-        postgres::apply::{self, Owner},
-    },
+    destination::postgres::Postgres,
     postgres::{Connection, Lsn, connect, ident, literal, wire::ReplicationSession},
-    report::{Load, SwapReport, TableReport},
     stream::{self, Ended, Health},
     table::{Column, Identity, TableName, TableSchema},
 };
@@ -146,13 +139,19 @@ impl World {
 
     /// Starts a pipeline process.
     pub fn run(&self) -> Running {
-        self.run_as(Arc::new(Owner::default()))
+        self.run_in(self.process())
     }
 
-    pub fn run_as(&self, owner: Arc<Owner>) -> Running {
+    /// What a pipeline process holds as long as it lives.
+    pub fn process(&self) -> Arc<Postgres> {
+        let DestinationPeer::Postgres(to) = &self.brief.destination;
+        Arc::new(Postgres::new(self.brief.clone(), to.clone()))
+    }
+
+    pub fn run_in(&self, process: Arc<Postgres>) -> Running {
         let (sender, health) = watch::channel(Health::default());
-        let (brief, to) = (self.brief.clone(), Ledgered { brief: self.brief.clone(), owner });
-        let task = tokio::spawn(async move { stream::run(&brief, &to, &sender, CancellationToken::new()).await });
+        let brief = self.brief.clone();
+        let task = tokio::spawn(async move { stream::run(&brief, process.as_ref(), &sender, CancellationToken::new()).await });
         Running { task, health }
     }
 
@@ -197,7 +196,8 @@ impl World {
 }
 
 fn brief(name: &str, tables: &[&str], source: Connection, destination: Connection, options: &Options) -> Brief {
-    let listed: Vec<_> = tables.iter().map(|t| serde_json::json!({ "source": format!("public.{t}"), "excludeColumns": options.excluded })).collect();
+    let listed: Vec<_> =
+        tables.iter().map(|t| serde_json::json!({ "source": format!("public.{t}"), "excludeColumns": options.excluded })).collect();
     let mut brief: Brief = serde_json::from_value(serde_json::json!({
         "namespace": "test", "mirror": name, "mirrorUid": UID, "epoch": 1, "previousEpoch": 0, "resync": "r", "resyncUid": UID,
         "pipelineUrl": "", "source": source, "destination": { "postgres": destination }, "tables": listed,
@@ -209,83 +209,6 @@ fn brief(name: &str, tables: &[&str], source: Connection, destination: Connectio
     .unwrap();
     brief.mirror = name.into();
     brief
-}
-
-/// The part of a destination that the change stream uses.
-pub struct Ledgered {
-    pub brief: Brief,
-    pub owner: Arc<Owner>,
-}
-
-fn not_here<T>() -> Result<T, Error> {
-    Err(Error::Transient("not part of this test".into()))
-}
-
-#[async_trait]
-impl Destination for Ledgered {
-    async fn preflight(&self, _: &[TableSchema]) -> Result<Vec<mirror_operator::report::Failure>, Error> {
-        not_here()
-    }
-    async fn state(&self) -> Result<Option<EpochState>, Error> {
-        not_here()
-    }
-    async fn begin(&self) -> Result<(), Error> {
-        not_here()
-    }
-    async fn create_shadows(&self, _: Boundary, _: &[TableSchema], _: &Plan) -> Result<(), Error> {
-        not_here()
-    }
-    async fn renew_snapshot(&self, _: Boundary) -> Result<(), Error> {
-        not_here()
-    }
-    async fn tables(&self) -> Result<Vec<LedgerTable>, Error> {
-        let DestinationPeer::Postgres(to) = &self.brief.destination;
-        let failed = |e: String| Error::Transient(e);
-        let client = connect(to, "test").await.map_err(|e| failed(e.to_string()))?;
-        let sql = "SELECT schema::text, gate_lsn::text, parked FROM _mirror_operator.table WHERE epoch = 1 ORDER BY number";
-        let rows = client.query(sql, &[]).await.map_err(|e| failed(e.to_string()))?;
-        let table = |r: &tokio_postgres::Row| LedgerTable {
-            schema: serde_json::from_str(r.get(0)).unwrap(),
-            gate: r.get::<_, String>(1).parse().unwrap(),
-            sealed: true,
-            parked: r.get(2),
-        };
-        Ok(rows.iter().map(table).collect())
-    }
-    async fn pending(&self, _: u32) -> Result<Vec<Chunk>, Error> {
-        not_here()
-    }
-    async fn load_chunk(&self, _: &TableSchema, _: &Chunk, _: u32, _: BoxStream<'_, Result<Bytes, String>>) -> Result<Loaded, Error> {
-        not_here()
-    }
-    async fn seal(&self) -> Result<(), Error> {
-        not_here()
-    }
-    async fn progress(&self) -> Result<(Load, Vec<TableReport>), Error> {
-        not_here()
-    }
-    async fn carry(&self) -> Result<(), Error> {
-        not_here()
-    }
-    async fn swap(&self) -> Result<SwapReport, Error> {
-        not_here()
-    }
-    async fn swapped(&self) -> Result<Option<SwapReport>, Error> {
-        not_here()
-    }
-    async fn drop_retired(&self) -> Result<(), Error> {
-        not_here()
-    }
-    async fn abandon(&self) -> Result<(), Error> {
-        not_here()
-    }
-    async fn forget(&self, _: bool) -> Result<(), Error> {
-        not_here()
-    }
-    async fn applier(&self) -> Result<Box<dyn Applier>, Error> {
-        let DestinationPeer::Postgres(to) = &self.brief.destination;
-        apply::open(&self.brief, to, &self.owner).await
-    }
 }
 
 /// A server's connection in the mode given.

@@ -18,7 +18,8 @@ pub const DESTINATION: &str = "MIRROR_TEST_DESTINATION_URL";
 
 /// The server that an environment variable names: `postgres://user:password@host:port/database`.
 pub fn connection(variable: &str) -> Connection {
-    let url = std::env::var(variable).unwrap_or_else(|_| panic!("set {variable} to postgres://user:password@host:port/database of a test server"));
+    let url = std::env::var(variable)
+        .unwrap_or_else(|_| panic!("set {variable} to postgres://user:password@host:port/database of a test server"));
     let parsed = || {
         let (user, rest) = url.strip_prefix("postgres://")?.split_once(':')?;
         let (password, rest) = rest.rsplit_once('@')?;
@@ -41,10 +42,20 @@ pub fn connection(variable: &str) -> Connection {
     }
 }
 
+/// The same, without TLS.
+pub fn server(variable: &str) -> Connection {
+    Connection { tls: TlsMode::Disable, ..connection(variable) }
+}
+
+/// A number that no other caller in this process has.
+pub fn unique() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// A text as a mounted secret.
 pub fn secret(text: &str) -> SecretFile {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let name = format!("mirror-test-secret-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::SeqCst));
+    let name = format!("mirror-test-secret-{}-{}", std::process::id(), unique());
     let path: PathBuf = std::env::temp_dir().join(name);
     std::fs::write(&path, text).unwrap();
     SecretFile { path, secret: "test".into(), key: "password".into() }
