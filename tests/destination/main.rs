@@ -1,0 +1,9 @@
+//! The contract suite of destinations: every implementation goes through every part of it.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod contract;
+mod fixture;
+mod on_postgres;
+mod proxy;

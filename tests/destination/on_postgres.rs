@@ -1,0 +1,107 @@
+//! PostgreSQL under the suite: each test has a database of its own.
+
+use async_trait::async_trait;
+use mirror_operator::{
+    api::{mirror, resync},
+    brief::{Brief, DestinationPeer},
+    postgres::{self, Connection, ident},
+};
+use tokio_postgres::SimpleQueryMessage;
+
+use crate::{fixture::Fixture, proxy::Proxy, support};
+
+/// One database.
+#[derive(Clone)]
+pub struct OnPostgres {
+    pub to: Connection,
+}
+
+pub const MIRROR_UID: &str = "0a1b2c3d-0000-4000-8000-000000000001";
+
+impl OnPostgres {
+    fn unnamed() -> Self {
+        let mut to = support::server("MIRROR_TEST_DESTINATION_URL");
+        to.database = format!("mo_test_{}_{}", std::process::id(), support::unique());
+        Self { to }
+    }
+
+    /// A session of a reader.
+    pub async fn client(&self) -> tokio_postgres::Client {
+        postgres::connect(&self.to, "reader").await.unwrap()
+    }
+}
+
+async fn administer(sql: &str) {
+    let server = support::server("MIRROR_TEST_DESTINATION_URL");
+    postgres::connect(&server, "suite").await.unwrap().batch_execute(sql).await.unwrap();
+}
+
+#[async_trait]
+impl Fixture for OnPostgres {
+    async fn new() -> Self {
+        let new = Self::unnamed();
+        administer(&format!("CREATE DATABASE {}", ident(&new.to.database))).await;
+        new
+    }
+
+    async fn copy(&self) -> Self {
+        let new = Self::unnamed();
+        self.kill_sessions().await;
+        let end = format!("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{}'", self.to.database);
+        administer(&end).await;
+        administer(&format!("CREATE DATABASE {} TEMPLATE {}", ident(&new.to.database), ident(&self.to.database))).await;
+        new
+    }
+
+    fn brief(&self, epoch: u32) -> Brief {
+        Brief {
+            namespace: "default".into(),
+            mirror: "shop".into(),
+            mirror_uid: MIRROR_UID.into(),
+            epoch,
+            previous_epoch: epoch - 1,
+            resync: format!("shop-{epoch}"),
+            resync_uid: format!("0a1b2c3d-0000-4000-9000-{epoch:012}"),
+            pipeline_url: String::new(),
+            source: self.to.clone(),
+            destination: DestinationPeer::Postgres(self.to.clone()),
+            publication: None,
+            tables: vec![],
+            soft_delete: mirror::SoftDelete::default(),
+            synced_at_column: "_PEERDB_SYNCED_AT".into(),
+            snapshot: mirror::Snapshot::default(),
+            replication: mirror::Replication::default(),
+            carry: resync::Carry::default(),
+            old_snapshot_wait_millis: 2_000,
+            on_old_snapshot: resync::OnOldSnapshot::Proceed,
+            keep_old_millis: 0,
+        }
+    }
+
+    async fn through_cut(&self, mut brief: Brief, at: u32) -> (Brief, Box<dyn Fn() -> bool + Send + Sync>) {
+        let proxy = Proxy::new((self.to.host.clone(), self.to.port), at).await;
+        let mut to = self.to.clone();
+        (to.host, to.port) = (proxy.address.ip().to_string(), proxy.address.port());
+        brief.destination = DestinationPeer::Postgres(to);
+        (brief, Box::new(move || proxy.has_cut()))
+    }
+
+    async fn run(&self, sql: &str) {
+        self.client().await.batch_execute(sql).await.unwrap();
+    }
+
+    async fn rows(&self, sql: &str) -> Vec<String> {
+        let mut rows = Vec::new();
+        for message in self.client().await.simple_query(sql).await.unwrap() {
+            if let SimpleQueryMessage::Row(row) = message {
+                let values: Vec<&str> = (0..row.len()).map(|i| row.get(i).unwrap_or("∅")).collect();
+                rows.push(values.join("|"));
+            }
+        }
+        rows
+    }
+
+    async fn kill_sessions(&self) {
+        self.run("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'mo %'").await;
+    }
+}
