@@ -60,7 +60,15 @@ impl Batch {
     }
 
     /// Adds a change that came in so many bytes; hands the batch on when it is large.
-    pub async fn push(&mut self, table: &TableSchema, key: &[usize], change: Change, bytes: usize, to: &mut dyn Applier, at: Lsn) -> Streamed<()> {
+    pub async fn push(
+        &mut self,
+        table: &TableSchema,
+        key: &[usize],
+        change: Change,
+        bytes: usize,
+        to: &mut dyn Applier,
+        at: Lsn,
+    ) -> Streamed<()> {
         let fold = self.folds.entry(table.number).or_insert_with(|| Fold::new(key));
         let before = fold.len();
         if let Err(WriteFirst(change)) = fold.push(change) {

@@ -50,7 +50,7 @@ pub(super) struct Built {
 }
 
 /// Whether the ledger is there.
-pub(super) async fn exists(client: &Client) -> Result<bool, Error> {
+pub(super) async fn exists(client: &impl GenericClient) -> Result<bool, Error> {
     let sql = "SELECT count(*) = 4 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                WHERE n.nspname = '_mirror_operator' AND c.relname IN ('mirror', 'epoch', 'table', 'chunk')";
     Ok(client.query_one(sql, &[]).await.at("looking for the ledger")?.get(0))

@@ -34,10 +34,8 @@ pub(super) async fn preflight(at: &Postgres, tables: &[TableSchema]) -> Result<V
     }
     names(tables, &mut found);
     taken(&session, &at.brief, tables, ledger, &mut found).await?;
-    if ledger {
-        for table in tables {
-            replaceable(&session, &at.brief, table, &mut found).await?;
-        }
+    for table in tables {
+        replaceable(&session, &at.brief, table, &mut found).await?;
     }
     session.keep();
     Ok(found)
