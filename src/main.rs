@@ -1,1 +1,236 @@
-fn main() {}
+//! One binary: the operator and everything that it starts. A Job can never run another version than its operator.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mirror_operator::{
+    api, brief, check, controller, finish, generate, pipeline,
+    report::{EXIT_PERMANENT, Failure, JobReport},
+    snapshot,
+};
+use tokio_util::sync::CancellationToken;
+
+#[derive(Parser)]
+#[command(version, about = "Kubernetes operator that resyncs change-data-capture mirrors of PostgreSQL")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the controllers.
+    Operator {
+        /// The one namespace to watch; all if absent.
+        #[arg(long, env = "WATCH_NAMESPACE")]
+        watch_namespace: Option<String>,
+        /// The operator's own namespace, for its lease.
+        #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
+        namespace: String,
+        /// Who this process is.
+        #[arg(long, env = "POD_NAME", default_value = "mirror-operator")]
+        identity: String,
+        /// The image of the workloads: the operator's own.
+        #[arg(long, env = "MIRROR_IMAGE")]
+        image: String,
+        /// Port of /healthz, /readyz and /metrics.
+        #[arg(long, default_value_t = 8081)]
+        port: u16,
+    },
+    /// The pipeline pod of an epoch.
+    Pipeline(Brief),
+    /// The pod of one index of a snapshot Job.
+    Snapshot {
+        #[command(flatten)]
+        brief: Brief,
+        /// The partition; Kubernetes sets it for Indexed Jobs.
+        #[arg(long, env = "JOB_COMPLETION_INDEX")]
+        partition: u32,
+    },
+    /// The swap Job.
+    Swap(Brief),
+    /// The Job that removes what an unfinished resync has made.
+    Cleanup(Brief),
+    /// The Job that removes all traces of a Mirror.
+    Forget {
+        #[command(flatten)]
+        brief: Brief,
+        /// Also drop the live tables.
+        #[arg(long)]
+        drop_tables: bool,
+    },
+    /// The check Job of a Peer.
+    Check {
+        /// The connection, as JSON.
+        #[arg(long, env = "MIRROR_PEER")]
+        peer: String,
+        /// What the peer is used for: source, destination.
+        #[arg(long, value_delimiter = ',')]
+        roles: Vec<Role>,
+        /// Where the result goes.
+        #[arg(long, default_value = "/dev/termination-log")]
+        result: PathBuf,
+    },
+    /// Write the CRDs, the chart's copy and the reference, or check that they are up to date.
+    Crds {
+        /// Only check; fails and names the stale files.
+        #[arg(long)]
+        check: bool,
+        /// The project's root.
+        #[arg(long, default_value = ".")]
+        root: PathBuf,
+    },
+}
+
+/// What every data pod is told.
+#[derive(Args)]
+struct Brief {
+    /// The brief.
+    #[arg(long, default_value = brief::PATH)]
+    brief: PathBuf,
+    /// Where the result goes.
+    #[arg(long, default_value = "/dev/termination-log")]
+    result: PathBuf,
+}
+
+/// What a peer is used for.
+#[derive(Clone, Copy, ValueEnum)]
+enum Role {
+    Source,
+    Destination,
+}
+
+fn main() -> ExitCode {
+    start_logging();
+    // The process-wide choice; fails only if it was made before, which is the same choice.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match Cli::parse().command {
+        Command::Operator { watch_namespace, namespace, identity, image, port } => {
+            let watch_namespace = watch_namespace.filter(|n| !n.is_empty());
+            operator(controller::Settings { watch_namespace, namespace, identity, image, port })
+        }
+        Command::Pipeline(told) => data_pod(&told, async |brief| pipeline::run(brief).await),
+        Command::Snapshot { brief, partition } => data_pod(&brief, async |brief| snapshot::run(&brief, partition).await),
+        Command::Swap(told) => data_pod(&told, async |brief| finish::swap(&brief).await.map(|_| ())),
+        Command::Cleanup(told) => data_pod(&told, async |brief| finish::cleanup(&brief).await),
+        Command::Forget { brief, drop_tables } => data_pod(&brief, async |brief| finish::forget(&brief, drop_tables).await),
+        Command::Check { peer, roles, result } => check_peer(&peer, &roles, &result),
+        Command::Crds { check, root } => crds(check, &root),
+    }
+}
+
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MIRROR_LOG").unwrap_or_else(|_| "info,kube=warn".into());
+    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// Cancelled at SIGTERM or SIGINT.
+fn shutdown() -> CancellationToken {
+    use tokio::signal::unix::{SignalKind, signal};
+    let token = CancellationToken::new();
+    let ended = token.clone();
+    tokio::spawn(async move {
+        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else { return };
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        ended.cancel();
+    });
+    token
+}
+
+fn block_on<T>(task: impl Future<Output = T>) -> std::io::Result<T> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(task))
+}
+
+fn operator(settings: controller::Settings) -> ExitCode {
+    match block_on(async { controller::run(settings, shutdown()).await }) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            tracing::error!(%error, "the operator ends");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            tracing::error!(%error, "no runtime");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a data pod: reads the brief, does the work, leaves a [`JobReport`] and an exit code that says whether trying again is of use.
+fn data_pod(told: &Brief, work: impl AsyncFnOnce(brief::Brief) -> Result<(), Failure>) -> ExitCode {
+    let outcome = read_brief(&told.brief).and_then(|brief| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.map_err(|e| Failure { reason: "NoRuntime".into(), message: e.to_string(), permanent: false })?;
+        runtime.block_on(work(brief))
+    });
+    let failure = outcome.err();
+    if let Some(failure) = &failure {
+        tracing::error!(reason = failure.reason, permanent = failure.permanent, "{}", failure.message);
+    }
+    leave(&told.result, &JobReport { failure: failure.clone() });
+    match failure {
+        None => ExitCode::SUCCESS,
+        Some(Failure { permanent: true, .. }) => ExitCode::from(EXIT_PERMANENT),
+        Some(_) => ExitCode::FAILURE,
+    }
+}
+
+fn read_brief(path: &Path) -> Result<brief::Brief, Failure> {
+    let unreadable =
+        |cause: String| Failure { reason: "BadBrief".into(), message: format!("{}: {cause}", path.display()), permanent: true };
+    let text = std::fs::read_to_string(path).map_err(|e| unreadable(e.to_string()))?;
+    serde_json::from_str(&text).map_err(|e| unreadable(e.to_string()))
+}
+
+/// Leaves the result for the operator. The kubelet keeps 4,096 bytes of it (Kubernetes docs, "Customizing the termination message").
+fn leave(path: &Path, result: &impl serde::Serialize) {
+    let text = serde_json::to_string(result).unwrap_or_default();
+    if let Err(error) = std::fs::write(path, text) {
+        tracing::warn!(%error, "the result could not be left");
+    }
+}
+
+fn check_peer(peer: &str, roles: &[Role], result: &Path) -> ExitCode {
+    let connection = match serde_json::from_str(peer) {
+        Ok(connection) => connection,
+        Err(error) => {
+            tracing::error!(%error, "the connection cannot be read");
+            return ExitCode::from(EXIT_PERMANENT);
+        }
+    };
+    let roles: Vec<api::peer::Role> = roles
+        .iter()
+        .map(|role| match role {
+            Role::Source => api::peer::Role::Source,
+            Role::Destination => api::peer::Role::Destination,
+        })
+        .collect();
+    match block_on(async { check::run(&connection, &roles).await }) {
+        Ok(report) => {
+            tracing::info!(problems = report.problems.len(), version = report.server_version, "checked");
+            leave(result, &report);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!(%error, "no runtime");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn crds(check: bool, root: &Path) -> ExitCode {
+    let outcome = if check { generate::stale(root) } else { generate::write(root).map(|()| vec![]) };
+    match outcome {
+        Ok(stale) if stale.is_empty() => ExitCode::SUCCESS,
+        Ok(stale) => {
+            eprintln!("stale, run `mirror-operator crds`: {}", stale.join(", "));
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -173,4 +173,4 @@ pub struct HeldSnapshot {
 }
 
 /// Exit code of a pod whose failure is permanent; Jobs do not try again after it (`podFailurePolicy`).
-pub const EXIT_PERMANENT: i32 = 2;
+pub const EXIT_PERMANENT: u8 = 2;

@@ -78,6 +78,12 @@ impl TableSchema {
         self.columns.iter().filter(|c| c.generated.is_none())
     }
 
+    /// The key's columns as indexes into [`copied`](Self::copied): its places in a row of the change stream.
+    pub fn copied_key(&self) -> Vec<usize> {
+        let place = |column: &usize| self.columns.iter().take(*column).filter(|c| c.generated.is_none()).count();
+        self.key().iter().map(place).collect()
+    }
+
     /// Whether the initial load can pass binary tuples through untouched.
     pub fn binary(&self) -> bool {
         self.copied().all(|c| c.binary)

@@ -17,7 +17,7 @@ use super::{
     group = "mirror-operator.io", version = "v1alpha1", kind = "Mirror", plural = "mirrors", shortname = "mirror", category = "mirrors", namespaced,
     status = "MirrorStatus", derive = "PartialEq",
     doc = "Copies tables of a PostgreSQL source to a destination and keeps them fresh with logical replication.",
-    validation = Rule::new("size(self.metadata.name) <= 52").message("the name of a Mirror may have 52 characters at most: its workloads are named after it"),
+    validation = Rule::new("size(self.metadata.name) <= 36").message("the name of a Mirror may have 36 characters at most: its workloads are named after it"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch"),
     printcolumn(name = "Tables", type_ = "integer", json_path = ".status.tableCount"),
@@ -32,8 +32,6 @@ use super::{
     validation = Rule::new("self.source.peer == oldSelf.source.peer").message("source.peer cannot be changed: make a new Mirror"),
     validation = Rule::new("self.destination.peer == oldSelf.destination.peer").message("destination.peer cannot be changed: make a new Mirror"),
     validation = Rule::new("self.source.peer != self.destination.peer").message("source and destination must be different Peers"),
-    validation = Rule::new("self.tables.all(t, self.tables.exists_one(u, u.source == t.source))").message("a source table may be listed once only"),
-    validation = Rule::new("self.tables.all(t, self.tables.exists_one(u, (has(u.destination) ? u.destination : u.source) == (has(t.destination) ? t.destination : t.source)))").message("two tables have the same destination"),
     validation = Rule::new("!self.softDelete.enabled || self.softDelete.column != self.syncedAtColumn").message("softDelete.column and syncedAtColumn must differ")
 )]
 pub struct MirrorSpec {
@@ -42,7 +40,7 @@ pub struct MirrorSpec {
     /// Where the tables are written.
     pub destination: Target,
     /// The tables to mirror.
-    #[schemars(length(min = 1, max = 1000))]
+    #[schemars(length(min = 1, max = 1000), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["source"]))]
     pub tables: Vec<Table>,
     /// What becomes of rows that are deleted at the source.
     #[serde(default)]
@@ -233,6 +231,9 @@ pub struct MirrorStatus {
     /// The epoch whose tables bear the live names; 0 before the first load.
     #[serde(default)]
     pub live_epoch: u32,
+    /// Whether the live tables have no change stream any more: a resync has dropped it and did not finish. The next resync cures it.
+    #[serde(default)]
+    pub stream_dropped: bool,
     /// Hash of the part of the spec that the live tables were made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live_spec: Option<String>,

@@ -16,7 +16,7 @@ use super::{
     group = "mirror-operator.io", version = "v1alpha1", kind = "MirrorResync", plural = "mirrorresyncs", shortname = "mresync", category = "mirrors", namespaced,
     status = "MirrorResyncStatus", derive = "PartialEq", selectable = ".spec.mirror",
     doc = "Rebuilds the tables of a Mirror from scratch behind the readers' back, once.",
-    validation = Rule::new("size(self.metadata.name) <= 52").message("the name of a MirrorResync may have 52 characters at most: its Jobs are named after it"),
+    validation = Rule::new("size(self.metadata.name) <= 48").message("the name of a MirrorResync may have 48 characters at most: its Jobs are named after it"),
     printcolumn(name = "Mirror", type_ = "string", json_path = ".spec.mirror"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Progress", type_ = "string", json_path = ".status.progress"),
@@ -33,7 +33,7 @@ use super::{
 )]
 pub struct MirrorResyncSpec {
     /// Name of a Mirror in the same namespace.
-    #[schemars(length(min = 1, max = 52))]
+    #[schemars(length(min = 1, max = 36))]
     pub mirror: String,
     /// How the change stream passes from the old tables to the new ones.
     #[serde(default)]
@@ -219,6 +219,12 @@ pub struct MirrorResyncStatus {
     /// Steps that were begun and must not be begun again, whatever became of their Jobs: durable intent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub begun: Vec<Step>,
+    /// How it is going to end, once what it made is removed. Set once, never taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ending: Option<Ending>,
+    /// Whether the old pipeline and its slot were dropped: from then on the live tables stand still until a resync succeeds.
+    #[serde(default)]
+    pub old_pipeline_dropped: bool,
     /// `Succeeded`, and one for each finished step: `Planned`, `Loaded`, `Swapped`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "condition::schema")]
@@ -236,6 +242,20 @@ pub enum Step {
     Swap,
     /// The Job that removes what a failed or cancelled resync has made.
     Cleanup,
+}
+
+/// How a resync is going to end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Ending {
+    /// Failed or Cancelled.
+    pub outcome: Outcome,
+    /// One CamelCase word.
+    pub reason: String,
+    /// What happened and what cures it.
+    pub message: String,
+    /// Whether nothing was made at source or destination, so that nothing is to be removed.
+    pub untouched: bool,
 }
 
 /// Partitions of a load.

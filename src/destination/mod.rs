@@ -22,6 +22,9 @@ pub enum Error {
     /// A newer epoch has begun: this writer must stop and touch nothing more.
     #[error("epoch {0} has begun at the destination; this one is over")]
     Superseded(u32),
+    /// Another pod has opened the applier of the same epoch after this one did: this one must stop.
+    #[error("another pipeline pod of this epoch has taken over the change stream; this one stops")]
+    Displaced,
     /// The snapshot that the caller loads from is no longer the current one.
     #[error("the snapshot was replaced (generation {current}); ask for the new one")]
     StaleSnapshot {
@@ -185,7 +188,8 @@ pub trait Destination: Send + Sync {
     /// Forgets the mirror: its ledger, shadows and retired tables; with `drop_tables` also its live tables.
     async fn forget(&self, drop_tables: bool) -> Result<(), Error>;
 
-    /// Opens the one applier of this epoch. Needs the swap done.
+    /// Opens the one applier of this epoch. Needs the swap done. Of two processes the one that opened last wins: the other's applier fails, and opening
+    /// it there again is refused with [`Error::Displaced`].
     async fn applier(&self) -> Result<Box<dyn Applier>, Error>;
 }
 
@@ -197,7 +201,7 @@ pub async fn open(brief: &Brief) -> Result<Box<dyn Destination>, Error> {
 }
 
 /// A value of a changed row.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Cell {
     /// NULL.
     Null,
@@ -263,6 +267,7 @@ pub trait Applier: Send {
 
     /// Adds changes of one table. A key occurs at most once in `changes` (a `Rekey`'s old key counts); calls are applied in their order.
     /// Memory stays bounded: what was added may be written at once, out of readers' sight.
+    /// Errors: [`Error::Permanent`] when the destination refuses this table's changes and will again: the caller parks the table.
     async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, counts: Counts) -> Result<(), Error>;
 
     /// Empties tables; with soft deletes flags all their rows.

@@ -114,6 +114,14 @@ pub enum ConnectError {
 /// `application_name` is cut to 63 bytes by the server. Session settings that every use wants are set here: no statement or idle timeouts (roles may
 /// have them), UTC, ISO dates and `extra_float_digits` for texts that read back exactly, and an empty `search_path`.
 pub async fn connect(to: &Connection, application_name: &str) -> Result<tokio_postgres::Client, ConnectError> {
+    connect_watched(to, application_name).await.map(|(client, _)| client)
+}
+
+/// Connects as [`connect`] does, and also returns the task that ends when the connection does, whoever ends it.
+pub async fn connect_watched(
+    to: &Connection,
+    application_name: &str,
+) -> Result<(tokio_postgres::Client, tokio::task::JoinHandle<()>), ConnectError> {
     let mut config = tokio_postgres::Config::new();
     config.host(&to.host).port(to.port).dbname(&to.database).user(&to.user).application_name(application_name);
     config.options(SESSION_OPTIONS);
@@ -143,12 +151,12 @@ pub async fn connect(to: &Connection, application_name: &str) -> Result<tokio_po
             return Err(ConnectError::Timeout { peer: to.peer.clone(), host: to.host.clone(), port: to.port, seconds: limit.as_secs() });
         }
     };
-    tokio::spawn(async move {
+    let end = tokio::spawn(async move {
         if let Err(error) = driver.await {
             tracing::debug!(error = %words(&error), "connection ended");
         }
     });
-    Ok(client)
+    Ok((client, end))
 }
 
 /// Settings of every session, given at startup so that they cost no round trip.

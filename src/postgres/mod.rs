@@ -3,6 +3,7 @@
 pub mod connect;
 pub mod lsn;
 pub mod quote;
+pub mod wire;
 
 pub use connect::{ConnectError, Connection, connect};
 pub use lsn::Lsn;

@@ -126,9 +126,8 @@ async fn a_loader_that_hangs_in_an_older_epoch_does_not_hold_up_a_newer_one() {
     let old = open(&place.brief(1)).await;
     old.begin().await.unwrap();
     old.create_shadows(boundary(1), &[orders()], &plan(&[1])).await.unwrap();
-    let hanging = tokio::spawn(async move {
-        old.load_chunk(&orders(), &plan(&[1]).chunks[0], 1, futures::stream::pending().boxed()).await
-    });
+    let hanging =
+        tokio::spawn(async move { old.load_chunk(&orders(), &plan(&[1]).chunks[0], 1, futures::stream::pending().boxed()).await });
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     open(&place.brief(2)).await.begin().await.unwrap();
     hanging.abort();

@@ -11,7 +11,8 @@ use mirror_operator::{
 
 /// The server that a variable names, as `postgres://user:password@host:port/database`.
 pub fn server(variable: &str) -> Connection {
-    let url = std::env::var(variable).unwrap_or_else(|_| panic!("set {variable} to postgres://user:password@host:port/database; `make test` does"));
+    let url = std::env::var(variable)
+        .unwrap_or_else(|_| panic!("set {variable} to postgres://user:password@host:port/database; `make test` does"));
     parse(&url).unwrap_or_else(|| panic!("{variable} is not of the form postgres://user:password@host:port/database"))
 }
 

@@ -130,8 +130,7 @@ async fn plan(tx: &Transaction<'_>, brief: &Brief, entry: &Entry) -> Result<Resu
     if find(&brief.soft_delete.column).is_none_or(|a| a.type_ != "boolean") {
         return nothing(&format!("the old table has no column {:?} that flags deleted rows", brief.soft_delete.column));
     }
-    let key: Vec<&str> =
-        entry.schema.key().iter().filter_map(|&i| entry.schema.columns.get(i)).map(|c| c.destination.as_str()).collect();
+    let key: Vec<&str> = entry.schema.key().iter().filter_map(|&i| entry.schema.columns.get(i)).map(|c| c.destination.as_str()).collect();
     if let Some(name) = key.iter().find(|name| find(name).is_none()) {
         return nothing(&format!("the old table lacks key column {name:?}"));
     }
@@ -182,8 +181,11 @@ async fn cast(tx: &Transaction<'_>, before: &Attribute, new_type: &str) -> Resul
 
 async fn run(tx: &Transaction<'_>, brief: &Brief, entry: &Entry, plan: &Plan, doing: &str) -> Result<Carried, Error> {
     set_aside(tx, brief, entry, plan, doing).await?;
-    let nulls: String =
-        plan.wanting.iter().map(|(_, at)| at.map_or(", true".to_string(), |i| format!(", coalesce(bool_or(c{i} IS NULL), false)"))).collect();
+    let nulls: String = plan
+        .wanting
+        .iter()
+        .map(|(_, at)| at.map_or(", true".to_string(), |i| format!(", coalesce(bool_or(c{i} IS NULL), false)")))
+        .collect();
     let sql = format!("SELECT count(*) FILTER (WHERE flagged), count(*) FILTER (WHERE NOT flagged){nulls} FROM {}", plan.aside);
     let row = tx.query_one(&sql, &[]).await.at(doing)?;
     let mut carried = Carried { deleted: row.get(0), missing: row.get(1), notes: Vec::new() };
@@ -209,8 +211,7 @@ async fn run(tx: &Transaction<'_>, brief: &Brief, entry: &Entry, plan: &Plan, do
 /// Finds what is to be carried. Hashing in parallel takes shared memory, of which containers often have 64 MB only: without it, it takes longer.
 async fn set_aside(tx: &Transaction<'_>, brief: &Brief, entry: &Entry, plan: &Plan, doing: &str) -> Result<(), Error> {
     let values: Vec<String> = plan.columns.iter().enumerate().map(|(i, c)| format!("{} AS c{i}", c.value)).collect();
-    let same: Vec<String> =
-        plan.columns.iter().filter(|c| c.key).map(|c| format!("s.{} = {}", ident(&c.name), c.value)).collect();
+    let same: Vec<String> = plan.columns.iter().filter(|c| c.key).map(|c| format!("s.{} = {}", ident(&c.name), c.value)).collect();
     let wanted = match (brief.carry.soft_deleted, brief.carry.missing) {
         (true, false) => format!("{} AND ", plan.flag),
         (false, true) => format!("NOT {} AND ", plan.flag),

@@ -69,7 +69,8 @@ const AFTER: &str = "
     ) x ORDER BY step, statement";
 
 /// Publications of the destination itself; filters and column lists came with version 15.
-const PUBLISHED: &str = "SELECT format('ALTER PUBLICATION %I DROP TABLE %s; ALTER PUBLICATION %I ADD TABLE %s', p.pubname, $3::text, p.pubname, $2::text)
+const PUBLISHED: &str =
+    "SELECT format('ALTER PUBLICATION %I DROP TABLE %s; ALTER PUBLICATION %I ADD TABLE %s', p.pubname, $3::text, p.pubname, $2::text)
     FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = $1";
 const PUBLISHED_SINCE_15: &str = "SELECT format('ALTER PUBLICATION %I DROP TABLE %s; ALTER PUBLICATION %I ADD TABLE %s%s%s', p.pubname, $3::text, p.pubname, $2::text,
         ' (' || (SELECT string_agg(quote_ident(a.attname), ', ') FROM pg_catalog.pg_attribute a WHERE a.attrelid = r.prrelid AND a.attnum = ANY (r.prattrs)) || ')',

@@ -63,7 +63,9 @@ pub(super) fn meaning(error: &tokio_postgres::Error, doing: &str) -> Error {
             "ValueRefused",
             format!("{doing}: the destination refuses a value{} (SQLSTATE {state}). Give the column a type that holds it", column_of(db)),
         ),
-        (_, "23") => permanent("RowRefused", format!("{doing}: {said}. Remove the constraint at the destination or repair the rows at the source")),
+        (_, "23") => {
+            permanent("RowRefused", format!("{doing}: {said}. Remove the constraint at the destination or repair the rows at the source"))
+        }
         ("2BP01", _) => permanent("DependentObject", format!("{doing}: {said}. Drop what depends on it, then try again")),
         (_, "0A" | "3D" | "3F" | "42" | "54") => permanent("Refused", format!("{doing}: {said}")),
         ("53100", _) => Error::Transient(format!("{doing}: {said}. The destination's disk is full: make room, it is tried again")),

@@ -50,7 +50,7 @@ pub(super) struct Built {
 }
 
 /// Whether the ledger is there.
-pub(super) async fn exists(client: &Client) -> Result<bool, Error> {
+pub(super) async fn exists(client: &impl GenericClient) -> Result<bool, Error> {
     let sql = "SELECT count(*) = 4 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                WHERE n.nspname = '_mirror_operator' AND c.relname IN ('mirror', 'epoch', 'table', 'chunk')";
     Ok(client.query_one(sql, &[]).await.at("looking for the ledger")?.get(0))
@@ -169,9 +169,7 @@ pub(super) async fn tables(at: &Postgres) -> Result<Vec<LedgerTable>, Error> {
                WHERE mirror = $1::text::uuid AND epoch = $2 ORDER BY number";
     let rows = session.client().query(sql, &[&at.brief.mirror_uid, &(at.brief.epoch as i32)]).await.at("reading the ledger")?;
     session.keep();
-    rows.iter()
-        .map(|r| Ok(LedgerTable { schema: schema(r.get(0))?, gate: lsn(r.get(1)), sealed: r.get(2), parked: r.get(3) }))
-        .collect()
+    rows.iter().map(|r| Ok(LedgerTable { schema: schema(r.get(0))?, gate: lsn(r.get(1)), sealed: r.get(2), parked: r.get(3) })).collect()
 }
 
 /// The tables of the epoch, for its own steps.
@@ -201,8 +199,7 @@ pub(super) async fn pending(at: &Postgres, partition: u32) -> Result<Vec<Chunk>,
     let session = at.session().await?;
     let sql = "SELECT number, partition, table_number, relation, first_block, end_block, bytes_planned FROM _mirror_operator.chunk
                WHERE mirror = $1::text::uuid AND epoch = $2 AND partition = $3 AND loaded_at IS NULL ORDER BY number";
-    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
-        [&at.brief.mirror_uid, &(at.brief.epoch as i32), &(partition as i32)];
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] = [&at.brief.mirror_uid, &(at.brief.epoch as i32), &(partition as i32)];
     let rows = session.client().query(sql, &parameters).await.at("reading the ledger")?;
     session.keep();
     let chunk = |r: &tokio_postgres::Row| Chunk {
@@ -235,8 +232,9 @@ pub(super) async fn progress(at: &Postgres) -> Result<(Load, Vec<TableReport>), 
         WHERE t.mirror = $1::text::uuid AND t.epoch = $2 ORDER BY t.number";
     let epoch = at.brief.epoch as i32;
     let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&at.brief.mirror_uid, &epoch];
-    let (load, tables) = futures::try_join!(session.client().query_opt(of_epoch, &parameters), session.client().query(of_tables, &parameters))
-        .at("reading the ledger")?;
+    let (load, tables) =
+        futures::try_join!(session.client().query_opt(of_epoch, &parameters), session.client().query(of_tables, &parameters))
+            .at("reading the ledger")?;
     session.keep();
     let load = load.ok_or_else(|| gone(&at.brief))?;
     let load = Load {

@@ -20,6 +20,7 @@ CREATE TABLE IF NOT EXISTS _mirror_operator.epoch (
     start_lsn     pg_lsn,                    -- the slot's own consistent point
     applied_lsn   pg_lsn,                    -- the checkpoint: every transaction that ends at or before it is in the tables
     applied_at    timestamptz,
+    applier       text,                      -- who may move the checkpoint: the applier opened last
     partitions    int  NOT NULL DEFAULT 0,
     total_rows    bigint NOT NULL DEFAULT 0, -- estimates
     total_bytes   bigint NOT NULL DEFAULT 0,

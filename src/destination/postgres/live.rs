@@ -2,7 +2,10 @@
 
 use tokio_postgres::GenericClient;
 
-use super::error::{At, permanent};
+use super::{
+    error::{At, permanent},
+    ledger,
+};
 use crate::{brief::Brief, destination::Error, table::TableName};
 
 /// A relation with a live name.
@@ -18,6 +21,13 @@ pub(super) struct Live {
 
 /// Finds it; `None` if nothing bears the name.
 pub(super) async fn find(client: &impl GenericClient, brief: &Brief, table: &TableName) -> Result<Option<Live>, Error> {
+    if !ledger::exists(client).await? {
+        // Before the first mirror of this database nothing can be ours.
+        let sql = "SELECT c.oid, c.relkind::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                   WHERE n.nspname = $1 AND c.relname = $2";
+        let row = client.query_opt(sql, &[&table.schema, &table.name]).await.at("looking for the live table")?;
+        return Ok(row.map(|r| Live { oid: r.get(0), kind: r.get(1), ours: false, mirror: None }));
+    }
     let sql = "SELECT c.oid, c.relkind::text, coalesce(o.ours, false), o.name
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                LEFT JOIN LATERAL (SELECT t.mirror = $1::text::uuid AS ours, m.name FROM _mirror_operator.table t
@@ -34,7 +44,10 @@ pub(super) async fn refusal(client: &impl GenericClient, live: &Live, table: &Ta
         return Ok(None);
     }
     if let Some(mirror) = &live.mirror {
-        return Ok(Some(("Conflict", format!("{table} at the destination is written by Mirror {mirror}: two mirrors cannot share a table"))));
+        return Ok(Some((
+            "Conflict",
+            format!("{table} at the destination is written by Mirror {mirror}: two mirrors cannot share a table"),
+        )));
     }
     if live.kind != "r" {
         return Ok(Some(("TableNotOurs", format!("{table} at the destination is not an ordinary table: rename or drop it"))));

@@ -3,6 +3,7 @@
 //! Data and ledger change in the same transactions, so whatever the ledger says is true of the tables. Each method reads there first what is
 //! already done; that makes it safe to repeat after a crash at any statement and after a lost reply.
 
+pub mod apply;
 mod carry;
 mod dependents;
 mod dress;
@@ -38,12 +39,13 @@ pub struct Postgres {
     brief: Brief,
     to: Connection,
     idle: Mutex<Vec<Client>>,
+    owner: apply::Owner,
 }
 
 impl Postgres {
     /// Connects to nothing yet.
     pub fn new(brief: Brief, to: Connection) -> Self {
-        Self { brief, to, idle: Mutex::default() }
+        Self { brief, to, idle: Mutex::default(), owner: apply::Owner::default() }
     }
 
     /// A list is whole whoever panicked while holding it.
@@ -131,6 +133,6 @@ impl Destination for Postgres {
     }
 
     async fn applier(&self) -> Result<Box<dyn Applier>, Error> {
-        Err(error::permanent("NotBuilt", "the change stream cannot be applied yet"))
+        apply::open(&self.brief, &self.to, &self.owner).await
     }
 }

@@ -34,10 +34,8 @@ pub(super) async fn preflight(at: &Postgres, tables: &[TableSchema]) -> Result<V
     }
     names(tables, &mut found);
     taken(&session, &at.brief, tables, ledger, &mut found).await?;
-    if ledger {
-        for table in tables {
-            replaceable(&session, &at.brief, table, &mut found).await?;
-        }
+    for table in tables {
+        replaceable(&session, &at.brief, table, &mut found).await?;
     }
     session.keep();
     Ok(found)
@@ -47,7 +45,10 @@ async fn server(session: &Session<'_>, found: &mut Vec<Failure>) -> Result<(), E
     let sql = "SELECT current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery()";
     let row = session.client().query_one(sql, &[]).await.at("looking at the server")?;
     if row.get::<_, i32>(0) < OLDEST {
-        found.push(failure("VersionUnsupported", format!("the destination runs PostgreSQL {}; 14 is the oldest that serves", row.get::<_, &str>(1))));
+        found.push(failure(
+            "VersionUnsupported",
+            format!("the destination runs PostgreSQL {}; 14 is the oldest that serves", row.get::<_, &str>(1)),
+        ));
     }
     if row.get(2) {
         found.push(failure("ReadOnly", "the destination is a standby, which cannot be written: let the Peer name the primary"));
@@ -68,13 +69,19 @@ async fn ledger_rights(session: &Session<'_>, to: &Connection, found: &mut Vec<F
             let cure = format!(
                 "GRANT USAGE, CREATE ON SCHEMA _mirror_operator TO {user}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA _mirror_operator TO {user};"
             );
-            found.push(failure("PermissionDenied", format!("role {user} may not use the ledger, schema _mirror_operator. Run at the destination: {cure}")));
+            found.push(failure(
+                "PermissionDenied",
+                format!("role {user} may not use the ledger, schema _mirror_operator. Run at the destination: {cure}"),
+            ));
             Ok(false)
         }
         None => {
             if !may_create_schemas(session).await? {
                 let cure = ledger::ledger_cure(&to.database, &to.user);
-                found.push(failure("PermissionDenied", format!("role {user} may not create the ledger, schema _mirror_operator. Run at the destination: {cure}")));
+                found.push(failure(
+                    "PermissionDenied",
+                    format!("role {user} may not create the ledger, schema _mirror_operator. Run at the destination: {cure}"),
+                ));
             }
             Ok(false)
         }
@@ -89,17 +96,24 @@ async fn may_create_schemas(session: &Session<'_>) -> Result<bool, Error> {
 async fn schema_rights(session: &Session<'_>, to: &Connection, tables: &[TableSchema], found: &mut Vec<Failure>) -> Result<(), Error> {
     let schemas: BTreeSet<&str> = tables.iter().map(|t| t.destination.schema.as_str()).collect();
     let schemas: Vec<&str> = schemas.into_iter().collect();
-    let sql = "SELECT w.name, n.oid IS NOT NULL, coalesce(has_schema_privilege(n.oid, 'USAGE') AND has_schema_privilege(n.oid, 'CREATE'), false)
+    let sql =
+        "SELECT w.name, n.oid IS NOT NULL, coalesce(has_schema_privilege(n.oid, 'USAGE') AND has_schema_privilege(n.oid, 'CREATE'), false)
                FROM unnest($1::text[]) AS w (name) LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = w.name";
     let user = ident(&to.user);
     for row in session.client().query(sql, &[&schemas]).await.at("looking at rights")? {
         let name: &str = row.get(0);
         if row.get(1) && !row.get::<_, bool>(2) {
             let cure = format!("GRANT USAGE, CREATE ON SCHEMA {} TO {user};", ident(name));
-            found.push(failure("PermissionDenied", format!("role {user} may not create tables in schema {name:?}. Run at the destination: {cure}")));
+            found.push(failure(
+                "PermissionDenied",
+                format!("role {user} may not create tables in schema {name:?}. Run at the destination: {cure}"),
+            ));
         } else if !row.get::<_, bool>(1) && !may_create_schemas(session).await? {
             let cure = format!("CREATE SCHEMA {} AUTHORIZATION {user};", ident(name));
-            found.push(failure("PermissionDenied", format!("schema {name:?} does not exist and role {user} may not create it. Run at the destination: {cure}")));
+            found.push(failure(
+                "PermissionDenied",
+                format!("schema {name:?} does not exist and role {user} may not create it. Run at the destination: {cure}"),
+            ));
         }
     }
     Ok(())
@@ -156,7 +170,10 @@ fn names(tables: &[TableSchema], found: &mut Vec<Failure>) {
     for table in tables {
         for helper in [name::shadow(&table.destination.name), name::retired(&table.destination.name)] {
             if live.contains(&(table.destination.schema.as_str(), helper.as_str())) {
-                let message = format!("{} needs the name {helper:?} while it is loaded, but another table of the mirror has it: change its `destination`", table.destination);
+                let message = format!(
+                    "{} needs the name {helper:?} while it is loaded, but another table of the mirror has it: change its `destination`",
+                    table.destination
+                );
                 found.push(failure("NameConflict", message));
             }
         }
@@ -195,7 +212,11 @@ async fn replaceable(session: &Session<'_>, brief: &Brief, table: &TableSchema, 
     let row = session.client().query_one(sql, &[&live.oid]).await.at("looking at rights")?;
     if !row.get::<_, bool>(0) {
         let owner: &str = row.get(1);
-        let message = format!("{} belongs to role {owner:?}, so the Peer's role cannot replace it. Run at the destination: GRANT {} TO", table.destination, ident(owner));
+        let message = format!(
+            "{} belongs to role {owner:?}, so the Peer's role cannot replace it. Run at the destination: GRANT {} TO",
+            table.destination,
+            ident(owner)
+        );
         found.push(failure("PermissionDenied", format!("{message} the Peer's role;")));
     }
     let mut columns: Vec<String> = table.columns.iter().map(|c| c.destination.clone()).collect();
@@ -203,7 +224,10 @@ async fn replaceable(session: &Session<'_>, brief: &Brief, table: &TableSchema, 
     for what in dependents::obstacles(session.client(), live.oid, &columns).await? {
         found.push(failure(
             "DependentObject",
-            format!("{} cannot be replaced without losing this: {what}. Drop it before the resync and make it again after", table.destination),
+            format!(
+                "{} cannot be replaced without losing this: {what}. Drop it before the resync and make it again after",
+                table.destination
+            ),
         ));
     }
     Ok(())

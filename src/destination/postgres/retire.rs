@@ -74,13 +74,8 @@ pub(super) async fn abandon(at: &Postgres) -> Result<(), Error> {
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = t.destination_schema
                WHERE t.mirror = $1::text::uuid AND t.epoch = $2 AND e.swapped_at IS NULL";
     let epoch = at.brief.epoch as i32;
-    let shadows: Vec<String> = tx
-        .query(unswapped, &[&at.brief.mirror_uid, &epoch])
-        .await
-        .at(doing)?
-        .iter()
-        .map(|r| qualified(r.get(0), r.get(1)))
-        .collect();
+    let shadows: Vec<String> =
+        tx.query(unswapped, &[&at.brief.mirror_uid, &epoch]).await.at(doing)?.iter().map(|r| qualified(r.get(0), r.get(1))).collect();
     drop_tables(&tx, &shadows).await?;
     let sql = "DELETE FROM _mirror_operator.epoch WHERE mirror = $1::text::uuid AND epoch = $2 AND swapped_at IS NULL";
     tx.execute(sql, &[&at.brief.mirror_uid, &epoch]).await.at(doing)?;

@@ -110,7 +110,13 @@ fn built_name(shadow: &Shadow, count: usize) -> String {
     format!("mo_{}_{count}", shadow.oid)
 }
 
-async fn build_key(tx: &Transaction<'_>, table: &TableSchema, shadow: &Shadow, old: Option<&OldIndex>, doing: &str) -> Result<Built, Error> {
+async fn build_key(
+    tx: &Transaction<'_>,
+    table: &TableSchema,
+    shadow: &Shadow,
+    old: Option<&OldIndex>,
+    doing: &str,
+) -> Result<Built, Error> {
     let columns: Vec<String> = table.key().iter().filter_map(|&i| table.columns.get(i)).map(|c| ident(&c.destination)).collect();
     let built = Built {
         built: built_name(shadow, 0),

@@ -9,8 +9,7 @@ use super::{
 use crate::{brief::Brief, destination::Error, postgres};
 
 /// Lets the server notice within about a minute that the other side is gone, so that the locks of a lost pod do not outlive it for hours.
-const NOTICE_LOST_CLIENTS: &str =
-    "SET tcp_keepalives_idle = 20; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; SET client_connection_check_interval = 2000";
+const NOTICE_LOST_CLIENTS: &str = "SET tcp_keepalives_idle = 20; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; SET client_connection_check_interval = 2000";
 
 /// A connection on loan. It goes back only by [`keep`](Self::keep): after an error or a cancelled future nobody knows what it is at.
 pub(super) struct Session<'a> {

@@ -120,7 +120,9 @@ async fn refuse_foreign(tx: &Transaction<'_>, tables: &[TableSchema]) -> Result<
 
 /// Says that a shadow's name is taken.
 pub(super) fn foreign_shadow(schema: &str, name: &str) -> String {
-    format!("{schema}.{name} exists at the destination and was not made by this mirror, which needs the name for its load: rename or drop it")
+    format!(
+        "{schema}.{name} exists at the destination and was not made by this mirror, which needs the name for its load: rename or drop it"
+    )
 }
 
 async fn create_schemas(tx: &Transaction<'_>, tables: &[TableSchema]) -> Result<(), Error> {

@@ -39,7 +39,9 @@ pub(super) async fn wait(client: &Client, brief: &Brief) -> Result<Option<String
                 OnOldSnapshot::Proceed => Ok(Some(format!("{waited}; they may see empty tables until their transactions end"))),
                 OnOldSnapshot::Fail => Err(permanent(
                     "OldSnapshot",
-                    format!("{waited}: they would see empty tables. End these transactions, or set swap.onOldSnapshot to Proceed, and resync again"),
+                    format!(
+                        "{waited}: they would see empty tables. End these transactions, or set swap.onOldSnapshot to Proceed, and resync again"
+                    ),
                 )),
             };
         }

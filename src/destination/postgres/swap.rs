@@ -87,7 +87,10 @@ async fn attempt(session: &mut Session<'_>, brief: &Brief, end: Instant, retries
             break started;
         }
         if Instant::now() >= end {
-            return Err(Error::Transient(format!("the tables cannot be locked for the swap: in use by {}. It is tried again", in_the_way(&tx, &pairs).await?)));
+            return Err(Error::Transient(format!(
+                "the tables cannot be locked for the swap: in use by {}. It is tried again",
+                in_the_way(&tx, &pairs).await?
+            )));
         }
         tx.batch_execute("ROLLBACK TO locks").await.at(doing)?;
         *retries += 1;
@@ -209,7 +212,10 @@ async fn refuse_obstacles(tx: &Transaction<'_>, brief: &Brief, pair: &Pair, live
     match dependents::obstacles(tx, live, &columns).await?.first() {
         None => Ok(()),
         Some(what) => {
-            let message = format!("{} cannot be replaced without losing this: {what}. Nothing was swapped. Drop it, then resync again", pair.entry.live);
+            let message = format!(
+                "{} cannot be replaced without losing this: {what}. Nothing was swapped. Drop it, then resync again",
+                pair.entry.live
+            );
             Err(permanent("DependentObject", message))
         }
     }

@@ -1,0 +1,130 @@
+# Builds, checks and tests. `make help` lists what there is; tests/testbed/README.md says how the testbed works.
+SHELL := bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# CLUSTER=existing uses the cluster of KUBECONFIG instead of the testbed's. It needs IMAGE, a reference that the
+# cluster can pull; e2e also needs SOURCE_URL and DESTINATION_URL, superusers' URLs of two servers that pods and this machine
+# reach, and the password of their superuser `postgres` in PGPASSWORD.
+CLUSTER ?= local
+# Versions of PostgreSQL: those of the contract tests, and those of the end-to-end tests' two servers.
+POSTGRES ?= 14 15 16 17 18
+SOURCE_POSTGRES ?= 15
+DESTINATION_POSTGRES ?= 15
+export PGPASSWORD ?= testbed-secret
+# Only tests whose name contains this.
+TEST ?=
+
+testbed := tests/testbed
+cluster := $(testbed)/cluster/cluster
+postgres := $(testbed)/postgres
+step := $(testbed)/step
+scripts := $(wildcard .ci/run bench/run demo/run) \
+  $(addprefix $(testbed)/,cluster/cluster cluster/node contract image install-chart pack postgres setup step)
+# The test suites, by what they need: database servers, a cluster, or neither.
+suites := $(basename $(notdir $(wildcard tests/*.rs) $(patsubst %/main.rs,%,$(wildcard tests/*/main.rs))))
+contract_suites := $(filter destination source stream,$(suites))
+unit_suites := $(filter-out $(contract_suites) e2e,$(suites))
+
+# helm and kubectl
+export PATH := $(shell $(cluster) bin):$(PATH)
+export CLUSTER
+
+ifeq ($(CLUSTER),existing)
+on_node :=
+needs_cluster := setup given
+else
+on_node = $(cluster) exec env IMAGE="$$(cat target/image.ref)"
+needs_cluster := cluster-up image
+endif
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ': .*## ' '/^[a-z0-9-]+:.* ## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  with CLUSTER=existing, e2e and demo use the cluster of KUBECONFIG; with TEST=name, e2e, unit and contract run only such tests"
+
+.PHONY: setup
+setup: ## check the toolchains, install the Debian packages that are missing
+	@$(testbed)/setup
+
+.PHONY: check
+check: setup helm ## formatting, lints, generated files, chart, scripts
+	@$(step) "format" cargo fmt --check
+	@$(step) "lint" cargo clippy --locked --all-targets -- --deny warnings
+	@$(step) "generated files" cargo run --locked --quiet -- crds --check
+	@$(step) "chart" helm lint --strict charts/mirror-operator
+	@$(step) "scripts" shellcheck $(scripts)
+
+.PHONY: unit
+unit: setup helm ## tests that need no servers, and the documentation's examples
+	@$(step) "unit tests" cargo test --locked --lib --bins $(addprefix --test ,$(unit_suites)) -- $(TEST)
+	@$(step) "documentation tests" cargo test --locked --doc
+
+.PHONY: contract
+contract: setup ## tests of source, stream and destination against real PostgreSQL servers (POSTGRES="14 15 ...")
+	@$(step) "contract build" cargo test --locked --no-run $(addprefix --test ,$(contract_suites))
+	@$(testbed)/contract "$(POSTGRES)" "$(contract_suites)" $(TEST)
+
+.PHONY: e2e
+ifeq ($(CLUSTER),existing)
+e2e: SOURCE_URL ?= $(error SOURCE_URL must be a superuser's URL of a server that pods and this machine reach)
+e2e: DESTINATION_URL ?= $(error DESTINATION_URL must be a superuser's URL of a server that pods and this machine reach)
+else
+e2e: SOURCE_URL = $(shell $(postgres) url source)
+e2e: DESTINATION_URL = $(shell $(postgres) url destination)
+e2e: servers
+endif
+e2e: $(needs_cluster) ## end-to-end tests on a real Kubernetes
+	@$(step) "e2e build" cargo test --locked --no-run --test e2e
+	@$(step) "chart install" $(on_node) $(testbed)/install-chart
+	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(SOURCE_URL) DESTINATION_URL=$(DESTINATION_URL) \
+	  cargo test --locked --offline --test e2e -- --test-threads=1 $(TEST)
+
+# On the cluster's node; what tests start there themselves must have been installed before.
+.PHONY: servers
+servers: cluster-up
+	@$(step) "PostgreSQL 17 and 18" $(postgres) install 17 18
+	@$(step) "source, PostgreSQL $(SOURCE_POSTGRES)" $(postgres) up source $(SOURCE_POSTGRES) 5432 --on-node
+	@$(step) "destination, PostgreSQL $(DESTINATION_POSTGRES)" $(postgres) up destination $(DESTINATION_POSTGRES) 5433 --on-node
+
+.PHONY: test
+test: ## check, unit, contract and e2e, with the time of each step
+	@mkdir -p target && rm -f target/steps.tsv
+	@status=0; $(MAKE) --no-print-directory check unit contract e2e || status=$$?; $(step); exit $$status
+
+.PHONY: bench
+bench: setup ## measure, against psql and pgcopydb in the same run
+	@bench/run
+
+.PHONY: demo
+demo: $(needs_cluster) ## a mirror and its resync, live in the terminal
+	@$(on_node) demo/run
+
+.PHONY: image
+image: setup ## build the operator's image, give it to the cluster, write its reference to target/image.ref
+	@$(step) "image" $(testbed)/image
+	@echo "    $$(cat target/image.ref)"
+
+.PHONY: cluster-up
+cluster-up: setup ## start the local cluster, if it is not up
+	@$(step) "cluster build" $(cluster) build
+	@$(step) "cluster up" $(cluster) up
+
+.PHONY: cluster-down
+cluster-down: ## stop the local cluster and its databases; nothing is left
+	@$(postgres) down --on-node
+	@$(cluster) down
+
+.PHONY: clean
+clean: cluster-down ## stop everything and delete what was built, except for the cluster's programs
+	@$(postgres) down --all
+	@cargo clean
+
+# Without a cluster, the chart's tests need this much of its programs.
+.PHONY: helm
+helm: setup
+	@$(step) "helm" $(cluster) build helm
+
+.PHONY: given
+given:
+	@: $${IMAGE:?a reference that the existing cluster can pull}

@@ -1,0 +1,129 @@
+//! Making objects exist, and be gone.
+
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        apps::v1::StatefulSet,
+        batch::v1::Job,
+        core::v1::{ConfigMap, Service},
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{Context, Error};
+use crate::{
+    brief::Brief,
+    name,
+    workload::{brief_map, pipeline_service, pipeline_set},
+};
+
+/// What the operator may own: its own kinds and those that it makes.
+pub trait Owned:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Serialize + DeserializeOwned + Clone + std::fmt::Debug
+{
+}
+impl<K> Owned for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Serialize + DeserializeOwned + Clone + std::fmt::Debug
+{
+}
+
+impl Context {
+    fn of<K: Owned>(&self, namespace: &str) -> Api<K> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Creates an object unless it exists; returns it as it is. One of that name that has another owner is an error, never taken over.
+    pub async fn create<K: Owned>(&self, wanted: &K) -> Result<K, Error> {
+        let namespace = wanted.namespace().unwrap_or_default();
+        let api = self.of::<K>(&namespace);
+        let found = match api.get_opt(&wanted.name_any()).await? {
+            Some(found) => found,
+            None => match api.create(&PostParams::default(), wanted).await {
+                Ok(made) => return Ok(made),
+                Err(kube::Error::Api(status)) if status.code == 409 => api.get(&wanted.name_any()).await?,
+                Err(other) => return Err(other.into()),
+            },
+        };
+        let owner = |object: &K| object.owner_references().first().map(|o| o.uid.clone());
+        if owner(&found) != owner(wanted) || found.meta().deletion_timestamp.is_some() {
+            return Err(Error::NotOurs { kind: K::kind(&()).into_owned(), name: wanted.name_any() });
+        }
+        Ok(found)
+    }
+
+    /// Removes an object, if it exists and `owner` owns it. Its dependents go after it.
+    pub async fn remove<K: Owned>(&self, namespace: &str, object: &str, owner: &str) -> Result<(), Error> {
+        let api = self.of::<K>(namespace);
+        let Some(found) = api.get_opt(object).await? else { return Ok(()) };
+        if found.meta().deletion_timestamp.is_some() || found.owner_references().iter().all(|o| o.uid != owner) {
+            return Ok(());
+        }
+        let mut how = DeleteParams::background();
+        how.preconditions = Some(Preconditions { uid: found.uid(), resource_version: None });
+        match api.delete(object, &how).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// The pipeline of an epoch. Its ConfigMap is left as it is if there is one; its image and replicas are brought up to date.
+    pub async fn ensure_pipeline(&self, brief: &Brief, image: &str, replicas: i32, owner: &OwnerReference) -> Result<(), Error> {
+        self.create(&brief_map(brief, owner)).await?;
+        self.create(&pipeline_service(brief, owner)).await?;
+        let wanted = pipeline_set(brief, image, replicas, owner);
+        let found: StatefulSet = self.create(&wanted).await?;
+        let spec = found.spec.clone().unwrap_or_default();
+        let runs = spec.template.spec.as_ref().and_then(|p| p.containers.first()).and_then(|c| c.image.clone());
+        if spec.replicas != Some(replicas) || runs.as_deref() != Some(image) {
+            let patch = serde_json::json!({ "spec": { "replicas": replicas, "template": { "spec": { "containers": [{ "name": "main", "image": image }] } } } });
+            self.of::<StatefulSet>(&brief.namespace).patch(&wanted.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the pipeline of an epoch; `wholly` also its Service and ConfigMap.
+    pub async fn delete_pipeline(&self, namespace: &str, mirror: &str, epoch: u32, owner: &str, wholly: bool) -> Result<(), Error> {
+        let object = name::pipeline(mirror, epoch);
+        self.remove::<StatefulSet>(namespace, &object, owner).await?;
+        if wholly {
+            self.remove::<Service>(namespace, &object, owner).await?;
+            self.remove::<ConfigMap>(namespace, &object, owner).await?;
+        }
+        Ok(())
+    }
+
+    /// The snapshot Job; its parallelism and pause are brought up to date.
+    pub async fn ensure_snapshot_job(&self, wanted: &Job) -> Result<(), Error> {
+        let found = self.create(wanted).await?;
+        let (has, wants) = (found.spec.unwrap_or_default(), wanted.spec.clone().unwrap_or_default());
+        if has.parallelism != wants.parallelism || has.suspend.unwrap_or_default() != wants.suspend.unwrap_or_default() {
+            let patch = serde_json::json!({ "spec": { "parallelism": wants.parallelism, "suspend": wants.suspend } });
+            self.of::<Job>(&wanted.namespace().unwrap_or_default())
+                .patch(&wanted.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// The brief that an epoch was begun with, if it was.
+    pub async fn stored_brief(&self, namespace: &str, mirror: &str, mirror_uid: &str, epoch: u32) -> Result<Option<Box<Brief>>, Error> {
+        let object = name::pipeline(mirror, epoch);
+        let Some(map) = self.of::<ConfigMap>(namespace).get_opt(&object).await? else { return Ok(None) };
+        if map.owner_references().iter().all(|o| o.uid != mirror_uid) {
+            return Ok(None);
+        }
+        let text = map.data.unwrap_or_default().remove("brief.json").unwrap_or_default();
+        serde_json::from_str(&text).map(|brief| Some(Box::new(brief))).map_err(|e| Error::Brief { name: object, cause: e.to_string() })
+    }
+}
+
+/// An owner reference that makes `object` the controller of what bears it.
+pub fn owner<K: Owned>(object: &K) -> OwnerReference {
+    object.controller_owner_ref(&()).unwrap_or_default()
+}

@@ -1,0 +1,155 @@
+//! Reading facts: pods, Jobs, and what pipeline pods say.
+
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{Pod, PodStatus},
+};
+use kube::{Api, ResourceExt, api::ListParams};
+use serde::de::DeserializeOwned;
+
+use super::{Context, Error};
+use crate::{
+    report::Report,
+    resync::JobFacts,
+    workload::{EPOCH_LABEL, MIRROR_LABEL, PORT},
+};
+
+/// The pods of one epoch of one Mirror.
+pub struct Pods(Vec<Pod>);
+
+impl Pods {
+    fn component(&self, component: &str) -> impl Iterator<Item = &Pod> {
+        self.0.iter().filter(move |p| p.labels().get("app.kubernetes.io/component").is_some_and(|c| c == component))
+    }
+
+    /// How many pods have containers that may still run, beside those of `except`.
+    pub fn alive(&self, except: &[&str]) -> usize {
+        let counts = |p: &&Pod| {
+            let component = p.labels().get("app.kubernetes.io/component").map(String::as_str).unwrap_or_default();
+            !except.contains(&component) && !matches!(p.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
+        };
+        self.0.iter().filter(counts).count()
+    }
+
+    /// Why the newest pod of a component does not run.
+    pub fn trouble(&self, component: &str) -> Option<String> {
+        let newest = self.component(component).max_by_key(|p| p.creation_timestamp())?;
+        trouble(newest)
+    }
+
+    /// What the newest finished pod of a Job left as its termination message.
+    pub fn last_words<T: DeserializeOwned>(&self, job: &Job) -> Option<T> {
+        let uid = job.uid()?;
+        let mut finished: Vec<&Pod> = self.0.iter().filter(|p| p.owner_references().iter().any(|o| o.uid == uid)).collect();
+        finished.sort_by_key(|p| p.creation_timestamp());
+        finished.iter().rev().find_map(|p| serde_json::from_str(message(p)?).ok())
+    }
+
+    /// The address of the pipeline pod.
+    fn pipeline_address(&self) -> Option<&str> {
+        self.component("pipeline").find_map(|p| p.status.as_ref()?.pod_ip.as_deref())
+    }
+}
+
+fn message(pod: &Pod) -> Option<&str> {
+    let container = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+    let ended = container
+        .state
+        .as_ref()
+        .and_then(|s| s.terminated.as_ref())
+        .or(container.last_state.as_ref().and_then(|s| s.terminated.as_ref()))?;
+    ended.message.as_deref()
+}
+
+/// Why a pod does not run, in the kubelet's or scheduler's words.
+pub fn trouble(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let name = pod.name_any();
+    if let Some(waiting) = status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref()?.waiting.as_ref())
+        && let Some(reason) = waiting.reason.as_deref().filter(|r| !matches!(*r, "ContainerCreating" | "PodInitializing"))
+    {
+        return Some(format!("Pod {name}: {reason}. {}", waiting.message.clone().unwrap_or_default()));
+    }
+    unscheduled(status).map(|why| format!("Pod {name} cannot be scheduled: {why}"))
+}
+
+fn unscheduled(status: &PodStatus) -> Option<String> {
+    let condition = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False")?;
+    Some(condition.message.clone().unwrap_or_default())
+}
+
+impl Context {
+    /// The pods of a Mirror, of one epoch or all.
+    pub async fn pods(&self, namespace: &str, mirror: &str, epoch: Option<u32>) -> Result<Pods, Error> {
+        let mut selector = format!("{MIRROR_LABEL}={mirror}");
+        if let Some(epoch) = epoch {
+            selector.push_str(&format!(",{EPOCH_LABEL}={epoch}"));
+        }
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        Ok(Pods(api.list(&ListParams::default().labels(&selector)).await?.items))
+    }
+
+    /// The pods of one Job.
+    pub async fn pods_of_job(&self, namespace: &str, job: &str) -> Result<Pods, Error> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        Ok(Pods(api.list(&ListParams::default().labels(&format!("job-name={job}"))).await?.items))
+    }
+
+    /// A Job that `owner` owns.
+    pub async fn job(&self, namespace: &str, name: &str, owner: &str) -> Result<Option<Job>, Error> {
+        let api: Api<Job> = Api::namespaced(self.client.clone(), namespace);
+        let job = api.get_opt(name).await?;
+        Ok(job.filter(|j| j.owner_references().iter().any(|o| o.uid == owner) && j.metadata.deletion_timestamp.is_none()))
+    }
+
+    /// A Job as facts, with what its pods left.
+    pub async fn job_facts(
+        &self,
+        namespace: &str,
+        name: &str,
+        owner: &str,
+        component: &str,
+        pods: &Pods,
+    ) -> Result<Option<JobFacts>, Error> {
+        let Some(job) = self.job(namespace, name, owner).await? else { return Ok(None) };
+        let condition = |kind: &str| {
+            let conditions = job.status.as_ref().and_then(|s| s.conditions.as_ref());
+            conditions.into_iter().flatten().find(|c| c.type_ == kind && c.status == "True").cloned()
+        };
+        Ok(Some(JobFacts {
+            completed: condition("Complete").is_some(),
+            failed: condition("Failed").map(|c| {
+                format!("Job {name} failed: {} {}", c.reason.unwrap_or_default(), c.message.unwrap_or_default()).trim().to_string()
+            }),
+            failed_indexes: job.status.as_ref().and_then(|s| s.failed_indexes.as_ref()).map_or(0, |list| count_indexes(list)),
+            report: pods.last_words(&job),
+            pod_trouble: pods.trouble(component),
+        }))
+    }
+
+    /// What the pipeline pod says, if it can be asked.
+    pub async fn ask_pipeline(&self, pods: &Pods, mirror_uid: &str, epoch: u32) -> Option<Report> {
+        let url = format!("http://{}:{PORT}/status", pods.pipeline_address()?);
+        let report: Report = self.http.get(url).send().await.ok()?.json().await.ok()?;
+        (report.mirror_uid == mirror_uid && report.epoch == epoch).then_some(report)
+    }
+}
+
+/// How many indexes a list such as `1,3-5,7` names (Kubernetes docs, Job status, `failedIndexes`).
+fn count_indexes(list: &str) -> u32 {
+    let of = |part: &str| match part.split_once('-') {
+        Some((first, last)) => Some(last.parse::<u32>().ok()?.checked_sub(first.parse().ok()?)? + 1),
+        None => part.parse::<u32>().ok().map(|_| 1),
+    };
+    list.split(',').filter_map(of).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::count_indexes;
+
+    #[test]
+    fn lists_of_indexes_are_counted() {
+        assert_eq!([count_indexes(""), count_indexes("4"), count_indexes("1,3-5,7")], [0, 1, 5]);
+    }
+}

@@ -1,0 +1,159 @@
+//! Reconciles MirrorResyncs.
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::{api::batch::v1::Job, jiff::Timestamp};
+use kube::{Api, ResourceExt, runtime::controller::Action};
+
+use super::{Context, Error, context::KindLabels, ensure::owner};
+use crate::{
+    api::{Mirror, MirrorResync, MirrorResyncStatus, Peer},
+    mirror,
+    resync::{Effect, FINALIZER, MirrorFacts, Observed, job_name, plan},
+    workload::{brief_map, cleanup_job, snapshot_job, swap_job},
+};
+
+/// One pass over one MirrorResync: reads, thinks, does, tells.
+pub async fn reconcile(resync: Arc<MirrorResync>, context: Arc<Context>) -> Result<Action, Error> {
+    context.metrics.reconciles.get_or_create(&KindLabels { kind: "MirrorResync".into() }).inc();
+    let uid = resync.uid().unwrap_or_default();
+    let mirror = mirror_of(&resync, &context).await?;
+    let seen = observe(&resync, mirror.as_ref(), &context).await?;
+    let plan = plan(&resync, &seen, Timestamp::now());
+    let mut current = (*resync).clone();
+    for effect in &plan.effects {
+        if matches!(effect, Effect::RemoveFinalizer) {
+            // The status is told before the object may go.
+            write(&current, &plan.status, &context).await?;
+            context.set_finalizer(&current, FINALIZER, false).await.map(|_| ()).or_else(gone)?;
+            context.forget(&uid);
+            return Ok(Action::await_change());
+        }
+        if let Some(changed) = apply(effect, &current, mirror.as_ref(), &context).await? {
+            current = changed;
+        }
+    }
+    write(&current, &plan.status, &context).await?;
+    context.succeeded(&uid);
+    Ok(plan.next_look.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// An object that is gone needs no finalizer taken off.
+fn gone(error: Error) -> Result<(), Error> {
+    match error {
+        Error::Kube(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        other => Err(other),
+    }
+}
+
+async fn mirror_of(resync: &MirrorResync, context: &Context) -> Result<Option<Mirror>, Error> {
+    let api: Api<Mirror> = Api::namespaced(context.client.clone(), &resync.namespace().unwrap_or_default());
+    Ok(api.get_opt(&resync.spec.mirror).await?)
+}
+
+async fn observe(resync: &MirrorResync, mirror: Option<&Mirror>, context: &Context) -> Result<Observed, Error> {
+    let mut seen = Observed { image: context.settings.image.clone(), ..Observed::default() };
+    let status = resync.status.clone().unwrap_or_default();
+    let Some(mirror) = mirror else { return Ok(seen) };
+    let (namespace, mirror_uid, uid) =
+        (resync.namespace().unwrap_or_default(), mirror.uid().unwrap_or_default(), resync.uid().unwrap_or_default());
+    let mirror_status = mirror.status.clone().unwrap_or_default();
+    seen.mirror = Some(MirrorFacts {
+        uid: mirror_uid.clone(),
+        deleting: mirror.metadata.deletion_timestamp.is_some(),
+        active: mirror_status.active_resync.clone(),
+        live_epoch: mirror_status.live_epoch,
+    });
+    let active = mirror_status.active_resync.filter(|a| a.uid == uid);
+    let Some(epoch) = status.epoch.or(active.map(|a| a.epoch)) else { return Ok(seen) };
+    seen.brief = Some(match context.stored_brief(&namespace, &mirror.name_any(), &mirror_uid, epoch).await? {
+        Some(brief) => Ok(brief),
+        None => fresh_brief(resync, mirror, epoch, context).await?,
+    });
+    if status.epoch.is_none() || status.phase.is_end() {
+        return Ok(seen);
+    }
+    let pods = context.pods(&namespace, &mirror.name_any(), Some(epoch)).await?;
+    let name = resync.name_any();
+    seen.pods = pods.alive(&["cleanup"]);
+    seen.pod_trouble = pods.trouble("pipeline");
+    seen.snapshot_job = context.job_facts(&namespace, &job_name(&name, "snapshot"), &uid, "snapshot", &pods).await?;
+    seen.swap_job = context.job_facts(&namespace, &job_name(&name, "swap"), &uid, "swap", &pods).await?;
+    seen.cleanup_job = context.job_facts(&namespace, &job_name(&name, "cleanup"), &uid, "cleanup", &pods).await?;
+    seen.report = context.ask_pipeline(&pods, &mirror_uid, epoch).await;
+    Ok(seen)
+}
+
+async fn fresh_brief(
+    resync: &MirrorResync,
+    mirror: &Mirror,
+    epoch: u32,
+    context: &Context,
+) -> Result<Result<Box<crate::brief::Brief>, String>, Error> {
+    let peers: Api<Peer> = Api::namespaced(context.client.clone(), &resync.namespace().unwrap_or_default());
+    let source = peers.get_opt(&mirror.spec.source.peer).await?;
+    let destination = peers.get_opt(&mirror.spec.destination.peer).await?;
+    Ok(mirror::brief(mirror, Some(resync), epoch, source.as_ref(), destination.as_ref()).map(Box::new))
+}
+
+/// Does one thing. Returns the object if that changed it.
+async fn apply(effect: &Effect, resync: &MirrorResync, mirror: Option<&Mirror>, context: &Context) -> Result<Option<MirrorResync>, Error> {
+    let (namespace, uid, name) = (resync.namespace().unwrap_or_default(), resync.uid().unwrap_or_default(), resync.name_any());
+    match effect {
+        Effect::AddFinalizer => return Ok(Some(context.set_finalizer(resync, FINALIZER, true).await?)),
+        Effect::RemoveFinalizer => {}
+        Effect::Say(notice) => context.say(resync, notice).await,
+        Effect::DeleteJobs => {
+            for role in ["snapshot", "swap"] {
+                context.remove::<Job>(&namespace, &job_name(&name, role), &uid).await?;
+            }
+        }
+        Effect::DeletePipeline { epoch, wholly } => {
+            if let Some(mirror) = mirror {
+                context.delete_pipeline(&namespace, &mirror.name_any(), *epoch, &mirror.uid().unwrap_or_default(), *wholly).await?;
+            }
+        }
+        Effect::EnsurePipeline { brief, image } => {
+            if let Some(mirror) = mirror {
+                context.ensure_pipeline(brief, image, 1, &owner(mirror)).await?;
+            }
+        }
+        Effect::EnsureSnapshotJob { brief, image, partitions, parallelism, suspended } => {
+            context.ensure_snapshot_job(&snapshot_job(brief, image, *partitions, *parallelism, *suspended, &owner(resync))).await?;
+        }
+        Effect::EnsureSwapJob { brief, image } => {
+            context.create(&swap_job(brief, image, &owner(resync))).await?;
+        }
+        Effect::EnsureCleanupJob { brief, image } => {
+            if let Some(mirror) = mirror {
+                context.create(&brief_map(brief, &owner(mirror))).await?;
+            }
+            context.create(&cleanup_job(brief, image, &owner(resync))).await?;
+        }
+    }
+    Ok(None)
+}
+
+/// Writes the status if it changed; mere numbers less often the longer the resync takes, so that a long one costs few writes.
+async fn write(resync: &MirrorResync, status: &MirrorResyncStatus, context: &Context) -> Result<(), Error> {
+    let old = resync.status.clone().unwrap_or_default();
+    if resync.status.is_some() && old == *status {
+        return Ok(());
+    }
+    let uid = resync.uid().unwrap_or_default();
+    let running = old.start_time.as_ref().map_or(0, |t| Timestamp::now().duration_since(t.0).as_secs().max(0));
+    let pause = Duration::from_secs(u64::try_from(running / 10).unwrap_or_default().clamp(2, 60));
+    let real = resync.status.is_none() || without_numbers(&old) != without_numbers(status);
+    if !context.may_write_progress(&uid, if real { Duration::ZERO } else { pause }) {
+        return Ok(());
+    }
+    context.write_status(&MirrorResync { status: Some(status.clone()), ..resync.clone() }).await
+}
+
+fn without_numbers(status: &MirrorResyncStatus) -> MirrorResyncStatus {
+    let mut plain = MirrorResyncStatus { progress: None, eta: None, bytes: None, rows: None, lag: None, tables: vec![], ..status.clone() };
+    if let Some(partitions) = &mut plain.partitions {
+        partitions.succeeded = 0;
+    }
+    plain
+}

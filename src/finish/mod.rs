@@ -1,0 +1,68 @@
+//! The bodies of the short Jobs that end things: swap, cleanup, forget. Each may run again after it died at any point.
+
+use crate::{
+    brief::Brief,
+    destination::{self, Destination},
+    postgres::connect,
+    report::{Failure, SwapReport},
+    source::{Error, slot},
+    trouble::Trouble,
+};
+
+/// Carries rows and swaps the tables; drops the old ones at once if they are not to be kept.
+pub async fn swap(brief: &Brief) -> Result<SwapReport, Failure> {
+    let destination = open(brief).await?;
+    swap_at(brief, &*destination).await.map_err(|trouble| trouble.failure())
+}
+
+/// Undoes an epoch that was not swapped: its slot, its publication, its shadows. The live tables stay as they are.
+pub async fn cleanup(brief: &Brief) -> Result<(), Failure> {
+    let destination = open(brief).await?;
+    cleanup_at(brief, &*destination).await.map_err(|trouble| trouble.failure())
+}
+
+/// Removes everything of a mirror that is being deleted; with `drop_tables` also its live tables.
+pub async fn forget(brief: &Brief, drop_tables: bool) -> Result<(), Failure> {
+    let destination = open(brief).await?;
+    forget_at(brief, &*destination, drop_tables).await.map_err(|trouble| trouble.failure())
+}
+
+/// See [`swap`].
+pub async fn swap_at(brief: &Brief, destination: &dyn Destination) -> Result<SwapReport, Trouble> {
+    let report = match destination.swapped().await? {
+        Some(report) => report,
+        None => {
+            destination.carry().await?;
+            destination.swap().await?
+        }
+    };
+    if brief.keep_old_millis == 0 {
+        destination.drop_retired().await?;
+    }
+    Ok(report)
+}
+
+/// See [`cleanup`]. The source comes first: a forgotten slot fills its disk, forgotten shadows only take room.
+pub async fn cleanup_at(brief: &Brief, destination: &dyn Destination) -> Result<(), Trouble> {
+    // An epoch that was swapped is live: its slot must stay, whoever asks.
+    if destination.state().await?.is_some_and(|state| state.swapped) {
+        return Ok(());
+    }
+    at_source(brief, |epoch| epoch == brief.epoch).await?;
+    Ok(destination.abandon().await?)
+}
+
+/// See [`forget`].
+pub async fn forget_at(brief: &Brief, destination: &dyn Destination, drop_tables: bool) -> Result<(), Trouble> {
+    at_source(brief, |_| true).await?;
+    Ok(destination.forget(drop_tables).await?)
+}
+
+async fn at_source(brief: &Brief, which: impl Fn(u32) -> bool) -> Result<(), Error> {
+    let client = connect::connect(&brief.source, &slot::housekeeping(brief)).await?;
+    slot::drop_epochs(&client, brief, which).await
+}
+
+async fn open(brief: &Brief) -> Result<Box<dyn Destination>, Failure> {
+    destination::open(brief).await.map_err(|error| Trouble::from(error).failure())
+}

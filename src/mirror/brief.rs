@@ -1,0 +1,94 @@
+//! Writing the brief of an epoch from the custom resources.
+
+use crate::{
+    api::{Mirror, MirrorResync, Peer, peer::Role},
+    brief::{Brief, DestinationPeer},
+    name,
+    peer::connection,
+    table::TableName,
+    workload::PORT,
+};
+
+/// The brief for `epoch`. Without a resync (nobody asked for one) the defaults of a MirrorResync are taken.
+/// The error says in words what is wrong and what cures it.
+pub fn brief(
+    mirror: &Mirror,
+    resync: Option<&MirrorResync>,
+    epoch: u32,
+    source: Option<&Peer>,
+    destination: Option<&Peer>,
+) -> Result<Brief, String> {
+    validate(mirror)?;
+    let spec = &mirror.spec;
+    let source = known(source, &spec.source.peer, Role::Source)?;
+    let destination = known(destination, &spec.destination.peer, Role::Destination)?;
+    let namespace = mirror.metadata.namespace.clone().unwrap_or_default();
+    let mirror_name = mirror.metadata.name.clone().unwrap_or_default();
+    let defaults: crate::api::MirrorResyncSpec =
+        serde_json::from_value(serde_json::json!({ "mirror": mirror_name })).map_err(|e| format!("defaults of a MirrorResync: {e}"))?;
+    let wanted = resync.map_or(&defaults, |r| &r.spec);
+    let mut snapshot = spec.snapshot.clone();
+    if let Some(overrides) = &wanted.snapshot {
+        snapshot.max_parallel_workers = overrides.max_parallel_workers.unwrap_or(snapshot.max_parallel_workers);
+        snapshot.partition_size = overrides.partition_size.clone().unwrap_or(snapshot.partition_size);
+        snapshot.chunk_size = overrides.chunk_size.clone().unwrap_or(snapshot.chunk_size);
+        snapshot.max_bytes_per_second = overrides.max_bytes_per_second.clone().or(snapshot.max_bytes_per_second);
+    }
+    let millis = |span: &crate::api::quantity::Span| u64::try_from(span.get().as_millis()).unwrap_or(u64::MAX);
+    Ok(Brief {
+        pipeline_url: format!("http://{}.{namespace}.svc:{PORT}", name::pipeline(&mirror_name, epoch)),
+        namespace,
+        mirror: mirror_name,
+        mirror_uid: mirror.metadata.uid.clone().unwrap_or_default(),
+        epoch,
+        previous_epoch: mirror.status.as_ref().map_or(0, |s| s.live_epoch),
+        resync: resync.and_then(|r| r.metadata.name.clone()).unwrap_or_default(),
+        resync_uid: resync.and_then(|r| r.metadata.uid.clone()).unwrap_or_default(),
+        source,
+        destination: DestinationPeer::Postgres(destination),
+        publication: spec.source.publication.clone(),
+        tables: spec.tables.clone(),
+        soft_delete: spec.soft_delete.clone(),
+        synced_at_column: spec.synced_at_column.clone(),
+        snapshot,
+        replication: spec.replication.clone(),
+        carry: wanted.carry.clone(),
+        old_snapshot_wait_millis: millis(&wanted.swap.old_snapshot_wait),
+        on_old_snapshot: wanted.swap.on_old_snapshot,
+        keep_old_millis: millis(&wanted.keep_old),
+    })
+}
+
+/// What CEL cannot say of a Mirror: comparing all destinations would exceed its cost limit.
+pub fn validate(mirror: &Mirror) -> Result<(), String> {
+    let mut seen = std::collections::BTreeMap::new();
+    for table in &mirror.spec.tables {
+        let destination = table.destination.as_ref().unwrap_or(&table.source);
+        if let Some(other) = seen.insert(TableName::parse(destination), &table.source) {
+            return Err(format!("{other:?} and {:?} have the same destination {destination:?}.", table.source));
+        }
+    }
+    for table in &mirror.spec.tables {
+        for text in std::iter::once(&table.source).chain(&table.destination) {
+            let name = TableName::parse(text).ok_or_else(|| format!("{text:?} is not a table name of the form schema.table."))?;
+            for part in [&name.schema, &name.name] {
+                if part.len() > name::MAX_NAME {
+                    return Err(format!("{part:?} has {} bytes; PostgreSQL allows {} in a name.", part.len(), name::MAX_NAME));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn known(peer: Option<&Peer>, name: &str, role: Role) -> Result<crate::postgres::Connection, String> {
+    let peer = peer.ok_or_else(|| format!("Peer {name:?} does not exist in this namespace; create it."))?;
+    if !peer.spec.roles.contains(&role) {
+        return Err(format!("Peer {name:?} does not have the role {role:?}; add it to its spec.roles."));
+    }
+    let side = match role {
+        Role::Source => "source",
+        Role::Destination => "destination",
+    };
+    connection(peer, side).ok_or_else(|| format!("Peer {name:?} is of a kind that this version does not know."))
+}

@@ -1,0 +1,357 @@
+//! The decisions about a Mirror.
+
+use std::time::Duration;
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use sha2::{Digest, Sha256};
+
+use super::{Effect, FINALIZER, FORCE_ANNOTATION, Observed, Pass, Plan, ResyncFacts};
+use crate::{
+    api::{
+        Mirror, MirrorSpec, MirrorStatus,
+        condition::{self, Verdict},
+        mirror::{ActiveResync, MirrorPhase, OnSlotLost, PastResync, TableStatus},
+        resync::{Outcome, Phase},
+    },
+    name,
+    report::{Report, Stage},
+    resync::{Notice, human_bytes},
+};
+
+/// How often a running mirror is looked at.
+const USUAL: Duration = Duration::from_secs(5);
+/// How often one that is on the move is looked at.
+const SOON: Duration = Duration::from_millis(500);
+/// How many ended resyncs are remembered.
+const HISTORY: usize = 10;
+/// A first load that failed is tried again after this, doubled each time, at most 30 min.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// What a reconcile of one Mirror does next. Computed from facts alone.
+pub fn plan(mirror: &Mirror, seen: &Observed, now: Timestamp) -> Plan {
+    let pass = Pass { mirror, seen, now };
+    let mut status = mirror.status.clone().unwrap_or_default();
+    status.observed_generation = mirror.metadata.generation;
+    status.table_count = u32::try_from(mirror.spec.tables.len()).unwrap_or(u32::MAX);
+    if mirror.metadata.deletion_timestamp.is_some() {
+        return pass.terminate(status);
+    }
+    let mut effects = vec![];
+    if !pass.has_finalizer() {
+        effects.push(Effect::AddFinalizer);
+    }
+    if let Some(other) = &seen.conflict
+        && status.live_epoch == 0
+    {
+        return pass.refuse(status, effects, "Conflict", other);
+    }
+    if let Some(Err(why)) = &seen.brief
+        && status.live_epoch == 0
+    {
+        return pass.refuse(status, effects, "InvalidSpec", why);
+    }
+    pass.release(&mut status, &mut effects);
+    pass.notice_fence(&mut status);
+    pass.choose(&mut status, &mut effects);
+    pass.keep_pipelines(&status, &mut effects);
+    pass.describe(&mut status, &mut effects);
+    let next_look =
+        if status.phase == MirrorPhase::Running || status.active_resync.is_some() { USUAL } else { SOON.max(Duration::from_secs(1)) };
+    Plan { effects, status, next_look: Some(next_look) }
+}
+
+/// A hash of what the destination's tables are made from: if it changes, the live tables are no longer what the spec says.
+pub fn spec_hash(spec: &MirrorSpec) -> String {
+    let made_from = serde_json::json!([spec.tables, spec.soft_delete, spec.synced_at_column, spec.source.publication]);
+    let digest = Sha256::digest(made_from.to_string().as_bytes());
+    digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
+}
+
+impl Pass<'_> {
+    fn has_finalizer(&self) -> bool {
+        self.mirror.metadata.finalizers.iter().flatten().any(|f| f == FINALIZER)
+    }
+
+    fn name(&self) -> &str {
+        self.mirror.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    fn set(&self, status: &mut MirrorStatus, kind: &str, verdict: Verdict, reason: &str, message: &str) {
+        condition::set(&mut status.conditions, kind, verdict, reason, message, self.mirror.metadata.generation, self.now);
+    }
+
+    /// Sets `Ready` and says it as an Event when it is news.
+    fn ready(&self, status: &mut MirrorStatus, effects: &mut Vec<Effect>, verdict: Verdict, reason: &str, message: &str) {
+        let news = condition::get(&status.conditions, "Ready").is_none_or(|c| c.reason != reason || c.status != verdict.as_str());
+        if news {
+            effects.push(Effect::Say(Notice { warning: verdict == Verdict::False, reason: reason.into(), message: message.into() }));
+        }
+        self.set(status, "Ready", verdict, reason, message);
+    }
+
+    fn refuse(&self, mut status: MirrorStatus, mut effects: Vec<Effect>, reason: &str, why: &str) -> Plan {
+        status.phase = MirrorPhase::Pending;
+        self.ready(&mut status, &mut effects, Verdict::False, reason, why);
+        Plan { effects, status, next_look: Some(USUAL) }
+    }
+
+    /// Takes leave of a resync that has ended, or that was deleted before it began.
+    fn release(&self, status: &mut MirrorStatus, effects: &mut Vec<Effect>) {
+        let Some(active) = status.active_resync.clone() else { return };
+        let Some(resync) = self.seen.resyncs.iter().find(|r| r.uid == active.uid) else {
+            status.active_resync = None;
+            return;
+        };
+        let outcome = match resync.phase {
+            Phase::Running => Outcome::Succeeded,
+            Phase::Failed => Outcome::Failed,
+            Phase::Cancelled => Outcome::Cancelled,
+            _ => return,
+        };
+        status.active_resync = None;
+        if outcome == Outcome::Succeeded {
+            status.live_epoch = active.epoch;
+            status.live_spec = Some(spec_hash(&self.mirror.spec));
+            status.stream_dropped = false;
+            status.tables.clear();
+        } else if resync.old_pipeline_dropped && status.live_epoch > 0 {
+            status.stream_dropped = true;
+        }
+        let past = PastResync {
+            name: resync.name.clone(),
+            uid: resync.uid.clone(),
+            started: resync.started.clone(),
+            ended: resync.ended.clone(),
+            outcome,
+            rows: resync.rows,
+            bytes: resync.bytes,
+        };
+        status.resyncs.retain(|r| r.uid != past.uid);
+        status.resyncs.insert(0, past);
+        status.resyncs.truncate(HISTORY);
+        effects.push(Effect::Say(Notice::normal("ResyncEnded", format!("MirrorResync {} ended: {outcome:?}.", resync.name))));
+    }
+
+    /// A pipeline that was fenced by an epoch which never became live will not stream again. Nobody else says so if that resync ended unseen.
+    fn notice_fence(&self, status: &mut MirrorStatus) {
+        let fenced = self.seen.report.as_ref().is_some_and(|r| r.epoch == status.live_epoch && r.stage == Stage::Superseded);
+        if fenced && status.active_resync.is_none() && self.mirror.status.as_ref().is_some_and(|s| s.active_resync.is_none()) {
+            status.stream_dropped = true;
+        }
+    }
+
+    /// Chooses the next resync: the oldest that waits. Makes one where the operator itself has cause to.
+    fn choose(&self, status: &mut MirrorStatus, effects: &mut Vec<Effect>) {
+        if status.active_resync.is_some() {
+            return;
+        }
+        let waits = |r: &&ResyncFacts| !r.phase.is_end() && !r.deleting && !r.held;
+        if let Some(next) = self.seen.resyncs.iter().find(waits) {
+            status.epoch += 1;
+            status.active_resync = Some(ActiveResync { name: next.name.clone(), uid: next.uid.clone(), epoch: status.epoch });
+            return;
+        }
+        if self.mirror.spec.suspend || self.seen.resyncs.iter().any(|r| !r.phase.is_end()) {
+            return;
+        }
+        if status.live_epoch == 0 {
+            effects.extend(self.first_load(status));
+        } else if self.wants_automatic_resync(status) {
+            effects.push(Effect::CreateResync { name: format!("{}-auto-{}", self.name(), status.epoch + 1) });
+        }
+    }
+
+    /// The first load: a resync that the Mirror owns. Failed ones are tried again with patience.
+    fn first_load(&self, status: &MirrorStatus) -> Option<Effect> {
+        let tries = status.epoch;
+        let last_end = self.seen.resyncs.iter().filter_map(|r| r.ended.as_ref()).map(|t| t.0).max();
+        let pause = RETRY.saturating_mul(1 << tries.saturating_sub(1).min(6));
+        let due = last_end.is_none_or(|end| Duration::try_from(self.now.duration_since(end)).unwrap_or_default() >= pause);
+        let name = if tries == 0 { format!("{}-initial", self.name()) } else { format!("{}-initial-{}", self.name(), tries + 1) };
+        due.then_some(Effect::CreateResync { name })
+    }
+
+    fn wants_automatic_resync(&self, status: &MirrorStatus) -> bool {
+        let lost = self.stream_report(status).is_some_and(|r| r.stream.as_ref().is_some_and(|s| s.slot_lost.is_some()));
+        lost && self.mirror.spec.resync_policy.on_slot_lost == OnSlotLost::Automatic
+    }
+
+    /// While no resync is active: the live epoch's pipeline must run, and no other. An active resync keeps its own.
+    fn keep_pipelines(&self, status: &MirrorStatus, effects: &mut Vec<Effect>) {
+        let before = self.mirror.status.as_ref();
+        if status.active_resync.is_some() || before.is_some_and(|s| s.active_resync.is_some()) {
+            return;
+        }
+        let wanted = (status.live_epoch > 0 && !status.stream_dropped).then_some(status.live_epoch);
+        for (epoch, _) in &self.seen.pipelines {
+            if Some(*epoch) != wanted {
+                effects.push(Effect::DeletePipeline { epoch: *epoch });
+            }
+        }
+        if let (Some(_), Some(Ok(brief))) = (wanted, &self.seen.brief) {
+            let replicas = i32::from(!self.mirror.spec.suspend);
+            effects.push(Effect::EnsurePipeline { brief: brief.clone(), image: self.seen.image.clone(), replicas });
+        }
+    }
+
+    fn stream_report(&self, status: &MirrorStatus) -> Option<&Report> {
+        self.seen.report.as_ref().filter(|r| r.epoch == status.live_epoch && r.stage == Stage::Streaming)
+    }
+
+    fn describe(&self, status: &mut MirrorStatus, effects: &mut Vec<Effect>) {
+        self.numbers(status);
+        self.slot(status);
+        self.schema(status);
+        if let Some(active) = status.active_resync.clone() {
+            let resync = self.seen.resyncs.iter().find(|r| r.uid == active.uid);
+            status.phase = match resync.map(|r| r.phase) {
+                Some(Phase::Snapshot | Phase::Swap) => MirrorPhase::Snapshot,
+                _ => MirrorPhase::Setup,
+            };
+            let words = resync.map(|r| r.message.clone()).unwrap_or_default();
+            self.ready(status, effects, Verdict::False, "Resyncing", &format!("MirrorResync {} is active. {words}", active.name));
+            return;
+        }
+        if status.live_epoch == 0 {
+            status.phase = if status.epoch == 0 { MirrorPhase::Pending } else { MirrorPhase::Failed };
+            let last = self.seen.resyncs.iter().rev().find(|r| r.phase == Phase::Failed);
+            let words = last
+                .map_or("Waiting for the first load.".into(), |r| format!("The first load failed and will be tried again. {}", r.message));
+            let reason = if last.is_some() { "LoadFailed" } else { "Pending" };
+            self.ready(status, effects, Verdict::False, reason, &words);
+            return;
+        }
+        let (phase, verdict, reason, words) = self.health(status);
+        status.phase = phase;
+        self.ready(status, effects, verdict, reason, &words);
+    }
+
+    /// Health from progress, not from pods: connected, slot alive, every table applied.
+    fn health(&self, status: &MirrorStatus) -> (MirrorPhase, Verdict, &'static str, String) {
+        use MirrorPhase::{Failed, Paused, Running};
+        if status.stream_dropped {
+            let words = "A resync dropped the change stream and did not finish: the live tables stand still. Apply a MirrorResync.";
+            return (Failed, Verdict::False, "StreamDropped", words.into());
+        }
+        if self.mirror.spec.suspend {
+            return (Paused, Verdict::False, "Suspended", "Paused by spec.suspend; the slot keeps the source's WAL.".into());
+        }
+        let Some(report) = self.stream_report(status) else {
+            let why = self.seen.pod_trouble.clone().unwrap_or_else(|| "The pipeline pod is starting.".into());
+            return (Running, Verdict::Unknown, "PipelineNotReachable", why);
+        };
+        let stream = report.stream.clone().unwrap_or_default();
+        if let Some(lost) = &stream.slot_lost {
+            return (Failed, Verdict::False, "SlotLost", format!("{lost} Apply a MirrorResync."));
+        }
+        if let Some(failure) = &report.failure {
+            return (Running, Verdict::False, "StreamFailing", format!("{}: {} Trying again.", failure.reason, failure.message));
+        }
+        if let Some(parked) = report.tables.iter().find_map(|t| t.parked.as_ref()) {
+            return (Running, Verdict::False, "TableParked", parked.clone());
+        }
+        if !stream.connected {
+            return (Running, Verdict::Unknown, "Connecting", "The change stream is being connected.".into());
+        }
+        (Running, Verdict::True, "Streaming", "Changes are streamed.".into())
+    }
+
+    fn numbers(&self, status: &mut MirrorStatus) {
+        status.slot = (status.live_epoch > 0 && !status.stream_dropped)
+            .then(|| name::slot(self.name(), self.mirror.metadata.uid.as_deref().unwrap_or_default(), status.live_epoch));
+        let Some(report) = self.stream_report(status) else { return };
+        if let Some(stream) = &report.stream {
+            status.applied_lsn = Some(stream.applied_lsn.to_string());
+            status.lag_bytes = Some(stream.lag_bytes);
+            status.lag = Some(human_bytes(stream.lag_bytes));
+            let idle = k8s_openapi::jiff::SignedDuration::from_secs(i64::try_from(stream.idle_seconds).unwrap_or_default());
+            if let Ok(since) = self.now.checked_sub(idle) {
+                status.last_progress_time = Some(Time(since));
+            }
+        }
+        status.tables = report
+            .tables
+            .iter()
+            .map(|t| TableStatus {
+                source: t.source.clone(),
+                destination: t.destination.clone(),
+                rows_loaded: t.rows_loaded,
+                inserts: t.inserts,
+                updates: t.updates,
+                deletes: t.deletes,
+                parked: t.parked.clone(),
+            })
+            .collect();
+    }
+
+    fn slot(&self, status: &mut MirrorStatus) {
+        let Some(stream) = self.stream_report(status).and_then(|r| r.stream.clone()) else { return };
+        match &stream.slot_lost {
+            Some(why) => self.set(status, "SlotHealthy", Verdict::False, "Lost", why),
+            None => self.set(status, "SlotHealthy", Verdict::True, "Healthy", "The slot keeps what is not applied yet."),
+        }
+    }
+
+    /// Whether the live tables are what the source and the spec say, and whether only a resync makes them so.
+    fn schema(&self, status: &mut MirrorStatus) {
+        if status.live_epoch == 0 {
+            return;
+        }
+        let mut causes = vec![];
+        if status.live_spec.as_ref().is_some_and(|live| *live != spec_hash(&self.mirror.spec)) {
+            causes.push("The Mirror's tables or columns were changed in its spec.".to_string());
+        }
+        if let Some(report) = self.stream_report(status) {
+            causes.extend(report.tables.iter().filter_map(|t| t.drift.clone()));
+        }
+        if causes.is_empty() {
+            self.set(status, "SchemaInSync", Verdict::True, "InSync", "The live tables are what source and spec say.");
+        } else {
+            self.set(status, "SchemaInSync", Verdict::False, "Drift", &causes.join(" "));
+        }
+        if let Some(report) = self.stream_report(status) {
+            causes.extend(report.tables.iter().filter_map(|t| t.parked.clone()));
+            causes.extend(report.stream.as_ref().and_then(|s| s.slot_lost.clone()));
+        }
+        if status.stream_dropped {
+            causes.push("The change stream was dropped by a resync that did not finish.".into());
+        }
+        if causes.is_empty() {
+            self.set(status, "ResyncRequired", Verdict::False, "NotRequired", "No resync is needed.");
+        } else {
+            self.set(status, "ResyncRequired", Verdict::True, "Required", &format!("{} Apply a MirrorResync.", causes.join(" ")));
+        }
+    }
+
+    /// Removes slots, ledger and workloads, then lets the object go.
+    fn terminate(&self, mut status: MirrorStatus) -> Plan {
+        let mut effects = vec![];
+        if !self.has_finalizer() {
+            return Plan { effects, status, next_look: None };
+        }
+        status.phase = MirrorPhase::Terminating;
+        let forced = self.mirror.metadata.annotations.as_ref().is_some_and(|a| a.get(FORCE_ANNOTATION).is_some_and(|v| v == "true"));
+        let forgotten = self.seen.forget_job.as_ref().is_some_and(|j| j.completed);
+        if status.epoch == 0 || forced || forgotten {
+            effects.push(Effect::RemoveFinalizer);
+            return Plan { effects, status, next_look: None };
+        }
+        effects.push(Effect::DeleteJobs);
+        effects.extend(self.seen.pipelines.iter().map(|(epoch, _)| Effect::DeletePipeline { epoch: *epoch }));
+        let mut words = "Slots and ledger are being removed.".to_string();
+        match (&self.seen.forget_job, &self.seen.brief) {
+            _ if self.seen.pods > 0 => {}
+            (Some(job), _) if job.failed.is_some() => {
+                effects.push(Effect::DeleteForgetJob);
+                words = job.report.as_ref().and_then(|r| r.failure.as_ref()).map_or(words, |f| f.message.clone());
+            }
+            (Some(job), _) => words = job.report.as_ref().and_then(|r| r.failure.as_ref()).map_or(words, |f| f.message.clone()),
+            (None, Some(Ok(brief))) => effects.push(Effect::EnsureForgetJob { brief: brief.clone(), image: self.seen.image.clone() }),
+            (None, Some(Err(why))) => words = why.clone(),
+            (None, None) => {}
+        }
+        let cure = format!(" If source or destination are gone for good, annotate the Mirror with {FORCE_ANNOTATION}=true.");
+        self.ready(&mut status, &mut effects, Verdict::False, "Terminating", &format!("{words}{cure}"));
+        Plan { effects, status, next_look: Some(SOON) }
+    }
+}

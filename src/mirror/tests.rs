@@ -1,0 +1,204 @@
+//! The Mirror's planner as a table.
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use serde_json::json;
+
+use super::*;
+use crate::{
+    api::{Mirror, Peer, condition, mirror::MirrorPhase},
+    report::{Stage, Stream, TableReport},
+};
+
+fn now() -> Timestamp {
+    Timestamp::from_second(1_000_000).unwrap()
+}
+
+fn mirror() -> Mirror {
+    let spec = json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.t" }] });
+    let mut mirror = Mirror::new("shop", serde_json::from_value(spec).unwrap());
+    mirror.metadata.uid = Some("22222222-0000-4000-8000-000000000000".into());
+    mirror.metadata.generation = Some(1);
+    mirror.metadata.finalizers = Some(vec![FINALIZER.into()]);
+    mirror
+}
+
+fn peer(name: &str, roles: serde_json::Value) -> Peer {
+    let spec = json!({ "roles": roles, "postgres": { "host": name, "database": "d", "user": "u" } });
+    Peer::new(name, serde_json::from_value(spec).unwrap())
+}
+
+fn seen(mirror: &Mirror) -> Observed {
+    let (a, b) = (peer("a", json!(["Source"])), peer("b", json!(["Destination"])));
+    Observed { brief: Some(brief(mirror, None, 1, Some(&a), Some(&b)).map(Box::new)), image: "i:1".into(), ..Observed::default() }
+}
+
+fn waiting(name: &str) -> ResyncFacts {
+    ResyncFacts { name: name.into(), uid: name.into(), ..ResyncFacts::default() }
+}
+
+fn live() -> (Mirror, Observed) {
+    let mut mirror = mirror();
+    let status = crate::api::MirrorStatus { epoch: 1, live_epoch: 1, live_spec: Some(spec_hash(&mirror.spec)), ..Default::default() };
+    mirror.status = Some(status);
+    let mut seen = seen(&mirror);
+    let stream = Stream { connected: true, ..Stream::default() };
+    seen.report = Some(Report { epoch: 1, stage: Stage::Streaming, stream: Some(stream), ..Report::default() });
+    (mirror, seen)
+}
+
+fn said(plan: &Plan, kind: &str) -> (String, String) {
+    let c = condition::get(&plan.status.conditions, kind).unwrap();
+    (c.status.clone(), c.reason.clone())
+}
+
+#[test]
+fn a_new_mirror_makes_its_first_load_and_then_chooses_it() {
+    let mut m = mirror();
+    let mut facts = seen(&m);
+    let first = plan(&m, &facts, now());
+    assert!(first.effects.contains(&Effect::CreateResync { name: "shop-initial".into() }));
+    assert_eq!(first.status.epoch, 0);
+    facts.resyncs = vec![waiting("shop-initial")];
+    m.status = Some(first.status);
+    let second = plan(&m, &facts, now());
+    assert_eq!(second.status.active_resync.as_ref().map(|a| (a.name.as_str(), a.epoch)), Some(("shop-initial", 1)));
+    assert_eq!(second.status.epoch, 1);
+}
+
+#[test]
+fn an_unknown_peer_is_named_and_nothing_is_made() {
+    let m = mirror();
+    let source = peer("a", json!(["Source"]));
+    let facts = Observed { brief: Some(brief(&m, None, 1, Some(&source), None).map(Box::new)), ..Observed::default() };
+    let refused = plan(&m, &facts, now());
+    assert_eq!(said(&refused, "Ready"), ("False".into(), "InvalidSpec".into()));
+    assert!(refused.effects.iter().all(|e| matches!(e, Effect::Say(n) if n.message.contains("\"b\""))));
+}
+
+#[test]
+fn of_two_waiting_resyncs_the_older_is_chosen_and_held_ones_are_passed_over() {
+    let (m, mut facts) = live();
+    facts.resyncs = vec![ResyncFacts { held: true, ..waiting("held") }, waiting("older"), waiting("newer")];
+    let plan = plan(&m, &facts, now());
+    assert_eq!(plan.status.active_resync.unwrap().name, "older");
+}
+
+#[test]
+fn a_resync_that_ended_well_makes_its_epoch_live_and_history() {
+    let (mut m, mut facts) = live();
+    let status = m.status.as_mut().unwrap();
+    status.epoch = 2;
+    status.active_resync = Some(crate::api::mirror::ActiveResync { name: "r".into(), uid: "r".into(), epoch: 2 });
+    facts.resyncs = vec![ResyncFacts { phase: Phase::Running, epoch: Some(2), ended: Some(Time(now())), rows: 5, ..waiting("r") }];
+    let plan = plan(&m, &facts, now());
+    assert_eq!((plan.status.live_epoch, plan.status.active_resync, plan.status.resyncs.len()), (2, None, 1));
+    assert_eq!(plan.status.resyncs[0].rows, 5);
+}
+
+#[test]
+fn a_resync_that_failed_after_dropping_the_old_pipeline_leaves_the_mirror_failed_until_the_next() {
+    let (mut m, mut facts) = live();
+    let status = m.status.as_mut().unwrap();
+    status.epoch = 2;
+    status.active_resync = Some(crate::api::mirror::ActiveResync { name: "r".into(), uid: "r".into(), epoch: 2 });
+    facts.resyncs = vec![ResyncFacts { phase: Phase::Failed, old_pipeline_dropped: true, ..waiting("r") }];
+    facts.report = None;
+    let after = plan(&m, &facts, now());
+    assert_eq!((after.status.live_epoch, after.status.phase), (1, MirrorPhase::Failed));
+    assert_eq!(said(&after, "ResyncRequired").0, "True");
+    m.status = Some(after.status);
+    facts.pipelines = vec![(1, 1), (2, 1)];
+    let next = plan(&m, &facts, now());
+    assert!(next.effects.contains(&Effect::DeletePipeline { epoch: 1 }) && next.effects.contains(&Effect::DeletePipeline { epoch: 2 }));
+    assert!(!next.effects.iter().any(|e| matches!(e, Effect::EnsurePipeline { .. })));
+}
+
+#[test]
+fn a_failed_first_load_is_tried_again_with_patience() {
+    let mut m = mirror();
+    m.status = Some(crate::api::MirrorStatus { epoch: 1, ..Default::default() });
+    let mut facts = seen(&m);
+    let failed = |at: i64| ResyncFacts {
+        phase: Phase::Failed,
+        ended: Some(Time(Timestamp::from_second(at).unwrap())),
+        message: "why".into(),
+        ..waiting("shop-initial")
+    };
+    facts.resyncs = vec![failed(999_990)];
+    let early = plan(&m, &facts, now());
+    assert!(!early.effects.iter().any(|e| matches!(e, Effect::CreateResync { .. })));
+    assert_eq!(said(&early, "Ready"), ("False".into(), "LoadFailed".into()));
+    facts.resyncs = vec![failed(999_960)];
+    assert!(plan(&m, &facts, now()).effects.contains(&Effect::CreateResync { name: "shop-initial-2".into() }));
+}
+
+#[test]
+fn health_is_progress_not_pods() {
+    let (m, mut facts) = live();
+    assert_eq!(said(&plan(&m, &facts, now()), "Ready"), ("True".into(), "Streaming".into()));
+    facts.report.as_mut().unwrap().stream.as_mut().unwrap().slot_lost = Some("The slot is gone.".into());
+    let lost = plan(&m, &facts, now());
+    assert_eq!(
+        (said(&lost, "Ready").1, said(&lost, "SlotHealthy").0, said(&lost, "ResyncRequired").0),
+        ("SlotLost".into(), "False".into(), "True".into())
+    );
+    facts.report = None;
+    assert_eq!(said(&plan(&m, &facts, now()), "Ready").0, "Unknown");
+}
+
+#[test]
+fn a_lost_slot_starts_a_resync_only_if_the_policy_says_so() {
+    let (mut m, mut facts) = live();
+    facts.report.as_mut().unwrap().stream.as_mut().unwrap().slot_lost = Some("gone".into());
+    let creates = |plan: &Plan| plan.effects.iter().any(|e| matches!(e, Effect::CreateResync { .. }));
+    assert!(!creates(&plan(&m, &facts, now())));
+    m.spec.resync_policy.on_slot_lost = crate::api::mirror::OnSlotLost::Automatic;
+    assert!(creates(&plan(&m, &facts, now())));
+}
+
+#[test]
+fn a_changed_table_list_and_drift_at_the_source_ask_for_a_resync() {
+    let (mut m, mut facts) = live();
+    m.spec.tables[0].exclude_columns = vec!["x".into()];
+    assert_eq!(said(&plan(&m, &facts, now()), "ResyncRequired").0, "True");
+    m.spec.tables[0].exclude_columns.clear();
+    assert_eq!(said(&plan(&m, &facts, now()), "ResyncRequired").0, "False");
+    facts.report.as_mut().unwrap().tables =
+        vec![TableReport { drift: Some("public.t: column a changed its type.".into()), ..TableReport::default() }];
+    assert_eq!(said(&plan(&m, &facts, now()), "SchemaInSync").0, "False");
+}
+
+#[test]
+fn suspending_scales_the_pipeline_to_nothing() {
+    let (mut m, facts) = live();
+    m.spec.suspend = true;
+    let paused = plan(&m, &facts, now());
+    assert!(paused.effects.iter().any(|e| matches!(e, Effect::EnsurePipeline { replicas: 0, .. })));
+    assert_eq!(paused.status.phase, MirrorPhase::Paused);
+}
+
+#[test]
+fn a_deleted_mirror_goes_only_after_its_slots_are_dropped_unless_forced() {
+    let (mut m, mut facts) = live();
+    m.metadata.deletion_timestamp = Some(Time(now()));
+    facts.pods = 1;
+    let first = plan(&m, &facts, now());
+    assert!(first.effects.contains(&Effect::DeleteJobs) && !first.effects.contains(&Effect::RemoveFinalizer));
+    facts.pods = 0;
+    assert!(plan(&m, &facts, now()).effects.iter().any(|e| matches!(e, Effect::EnsureForgetJob { .. })));
+    facts.forget_job = Some(JobFacts { completed: true, ..JobFacts::default() });
+    assert_eq!(plan(&m, &facts, now()).effects, [Effect::RemoveFinalizer]);
+    facts.forget_job = None;
+    m.metadata.annotations = Some([(FORCE_ANNOTATION.to_string(), "true".to_string())].into());
+    assert_eq!(plan(&m, &facts, now()).effects, [Effect::RemoveFinalizer]);
+}
+
+#[test]
+fn two_tables_with_one_destination_and_names_too_long_are_refused_by_name() {
+    let mut m = mirror();
+    m.spec.tables =
+        serde_json::from_value(json!([{ "source": "a.t", "destination": "x.y" }, { "source": "b.t", "destination": "x.y" }])).unwrap();
+    assert!(validate(&m).unwrap_err().contains("same destination"));
+    m.spec.tables = serde_json::from_value(json!([{ "source": format!("public.{}", "x".repeat(64)) }])).unwrap();
+    assert!(validate(&m).unwrap_err().contains("64 bytes"));
+}

@@ -1,0 +1,170 @@
+//! The pipeline pod: makes an epoch, holds its snapshot while workers load, and streams once the tables are swapped.
+//!
+//! What is next is read from the destination's ledger, never remembered: a pod that was restarted goes on wherever the last one stopped.
+
+pub mod board;
+mod changes;
+pub mod hold;
+pub mod http;
+pub mod prepare;
+mod retire;
+
+use std::time::Duration;
+
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+pub use board::Board;
+use hold::Hold;
+
+use crate::{
+    brief::Brief,
+    destination::{self, Destination, EpochState, Error as DestinationError},
+    report::{Failure, Stage},
+    trouble::Trouble,
+};
+
+/// Where the pod answers.
+pub const ADDRESS: (&str, u16) = ("0.0.0.0", 8080);
+/// How often the ledger is read for the swap.
+const SWAP_POLL: Duration = Duration::from_millis(200);
+/// How often tables' reports are read while nothing else happens.
+const REFRESH: Duration = Duration::from_secs(1);
+/// Between tries after an error that may pass.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Runs the pod until it is told to end.
+pub async fn run(brief: Brief) -> Result<(), Failure> {
+    let cannot = |reason: &str, why: String| Failure { reason: reason.into(), message: why, permanent: false };
+    let shutdown = CancellationToken::new();
+    let mut terminated = signal(SignalKind::terminate()).map_err(|error| cannot("Signals", error.to_string()))?;
+    let listener = TcpListener::bind(ADDRESS).await.map_err(|error| cannot("Listen", format!("{ADDRESS:?}: {error}")))?;
+    let destination = destination::open(&brief).await.map_err(|error| Trouble::from(error).failure())?;
+    let board = Board::new(&brief);
+    let server = tokio::spawn(http::serve(listener, board.clone(), shutdown.clone()));
+    let token = shutdown.clone();
+    tokio::spawn(async move {
+        terminated.recv().await;
+        token.cancel();
+    });
+    live(&brief, &*destination, &board, &shutdown).await;
+    shutdown.cancel();
+    server.await.map_err(|error| cannot("Serve", error.to_string()))?.map_err(|error| cannot("Serve", error.to_string()))
+}
+
+/// Goes through the stages until `shutdown`. Errors that may pass are tried again; others, and a newer epoch, leave the pod idle but answering.
+pub async fn live(brief: &Brief, destination: &dyn Destination, board: &Board, shutdown: &CancellationToken) {
+    let mut hold = Hold::default();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let before = board.report().stage;
+        let stepped = tokio::select! {
+            stepped = step(brief, destination, board, &mut hold, shutdown) => stepped,
+            () = shutdown.cancelled() => return,
+        };
+        let Err(trouble) = stepped else {
+            pause = FIRST_PAUSE;
+            board.went_on();
+            continue;
+        };
+        if let Some(newer) = trouble.superseded() {
+            hold.release();
+            board.offer(None);
+            board.stage(Stage::Superseded);
+            board.waiting(format!("epoch {newer} has begun; this pod does nothing more"));
+            return shutdown.cancelled().await;
+        }
+        let failure = trouble.failure();
+        let permanent = failure.permanent;
+        tracing::warn!(stage = ?board.report().stage, reason = %failure.reason, permanent, "{}", failure.message);
+        board.failed(failure);
+        if permanent {
+            hold.release();
+            board.offer(None);
+            return shutdown.cancelled().await;
+        }
+        if board.report().stage > before {
+            // It got somewhere; this is another error.
+            pause = FIRST_PAUSE;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// One stage, chosen by what the ledger says.
+async fn step(
+    brief: &Brief,
+    destination: &dyn Destination,
+    board: &Board,
+    hold: &mut Hold,
+    shutdown: &CancellationToken,
+) -> Result<(), Trouble> {
+    match destination.state().await? {
+        None => {
+            board.stage(Stage::Checking);
+            prepare::check(brief, destination).await?;
+            // From here on the earlier epochs' writers are fenced.
+            Ok(destination.begin().await?)
+        }
+        Some(state) if state.newest_epoch > brief.epoch => Err(DestinationError::Superseded(state.newest_epoch).into()),
+        Some(state) if state.swapped => {
+            hold.release();
+            board.offer(None);
+            stream(brief, destination, board, shutdown).await
+        }
+        Some(state) if state.generation == 0 => {
+            board.stage(Stage::Preparing);
+            prepare::prepare(brief, destination, board, hold).await
+        }
+        Some(state) if !state.loaded => {
+            // Whoever sees this stage finds the plan's size with it.
+            board.refresh(destination).await?;
+            board.stage(Stage::Loading);
+            hold::load(brief, destination, board, hold, state).await
+        }
+        Some(state) => {
+            hold.release();
+            board.offer(None);
+            board.stage(Stage::Loaded);
+            await_swap(brief, destination, board, state).await
+        }
+    }
+}
+
+/// Waits for the swap Job.
+async fn await_swap(brief: &Brief, destination: &dyn Destination, board: &Board, mut state: EpochState) -> Result<(), Trouble> {
+    let mut refreshed: Option<tokio::time::Instant> = None;
+    while !state.swapped {
+        if refreshed.is_none_or(|at| at.elapsed() >= REFRESH) {
+            board.refresh(destination).await?;
+            board.went_on();
+            refreshed = Some(tokio::time::Instant::now());
+        }
+        tokio::time::sleep(SWAP_POLL).await;
+        state = destination.state().await?.ok_or_else(|| Trouble::Waiting("the ledger no longer has this epoch".into()))?;
+        if state.newest_epoch > brief.epoch {
+            return Err(DestinationError::Superseded(state.newest_epoch).into());
+        }
+    }
+    Ok(())
+}
+
+/// Applies changes, and drops the old tables when their time is over.
+async fn stream(brief: &Brief, destination: &dyn Destination, board: &Board, shutdown: &CancellationToken) -> Result<(), Trouble> {
+    board.stage(Stage::Streaming);
+    board.refresh(destination).await?;
+    let swap = destination.swapped().await?;
+    board.update(|report| report.swap = swap.clone());
+    board.went_on();
+    tokio::select! {
+        ended = changes::stream(brief, destination, board, shutdown) => ended,
+        never = retire::when_due(brief, destination, swap.as_ref()) => match never {},
+    }
+}

@@ -1,0 +1,96 @@
+//! The first stages of an epoch: looking at everything before anything is changed, then slot, snapshot, shadows and plan.
+
+use std::{future::Future, time::Duration};
+
+use super::{board::Board, hold::Hold};
+use crate::{
+    brief::Brief,
+    destination::{Boundary, Destination},
+    postgres::connect,
+    report::Failure,
+    source::{
+        Error,
+        catalog::{self, Catalog},
+        partition::{self, Sizes},
+        preflight, slot,
+        snapshot::{self, Holder},
+    },
+    trouble::{Trouble, together},
+};
+
+/// When to say whom the creation of a slot waits for.
+const LONG: Duration = Duration::from_secs(2);
+
+/// Looks for everything that would stop this epoch. Changes nothing.
+pub async fn check(brief: &Brief, destination: &dyn Destination) -> Result<(), Trouble> {
+    let client = connect::connect(&brief.source, &slot::housekeeping(brief)).await.map_err(Error::from)?;
+    let Catalog { tables, problems: of_tables } = catalog::read(&client, brief).await?;
+    let mut problems = preflight::check(&client, brief, &tables).await?;
+    problems.extend(of_tables);
+    problems.extend(destination.preflight(&tables).await?);
+    Ok(refuse(problems)?)
+}
+
+/// Makes the slot, its snapshot, the shadows and the plan. Nothing was loaded yet, so whatever an earlier try has left is dropped first.
+pub async fn prepare(brief: &Brief, destination: &dyn Destination, board: &Board, hold: &mut Hold) -> Result<(), Trouble> {
+    let client = connect::connect(&brief.source, &slot::housekeeping(brief)).await.map_err(Error::from)?;
+    board.waiting("dropping the slots of earlier epochs");
+    slot::drop_epochs(&client, brief, |epoch| epoch <= brief.epoch).await?;
+    let before = catalog::read(&client, brief).await?;
+    refuse(before.problems)?;
+    slot::create_publication(&client, brief, &before.tables).await?;
+    board.waiting("");
+
+    let exported = saying_blockers(brief, board, snapshot::create_slot(brief)).await?;
+    let holder = Holder::import(brief, &exported.name, exported.lsn).await?;
+    let boundary = Boundary { generation: 1, lsn: exported.lsn };
+    let Catalog { tables, problems } = catalog::read(holder.client(), brief).await?;
+    refuse(problems)?;
+    let oids = |tables: &[crate::table::TableSchema]| tables.iter().map(|t| t.source_oid).collect::<Vec<_>>();
+    if oids(&tables) != oids(&before.tables) {
+        // The publication was made for tables that are gone.
+        return Err(Error::Passing("a table was replaced while the mirror was being prepared; beginning again".into()).into());
+    }
+    let relations = catalog::relations(holder.client(), &tables).await?;
+    let plan = partition::plan(&relations, sizes(brief));
+    tracing::info!(lsn = %boundary.lsn, tables = tables.len(), chunks = plan.chunks.len(), partitions = plan.partitions, "planned");
+    destination.create_shadows(boundary, &tables, &plan).await?;
+    hold.keep(exported, holder, boundary.generation);
+    Ok(())
+}
+
+/// Waits for a slot to be made, and says on the board whom that waits for when it takes long.
+pub async fn saying_blockers<T>(brief: &Brief, board: &Board, making: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::pin!(making);
+    let mut looking = None;
+    loop {
+        tokio::select! {
+            made = &mut making => {
+                board.waiting("");
+                return made;
+            }
+            () = tokio::time::sleep(LONG) => {}
+        }
+        if looking.is_none() {
+            looking = connect::connect(&brief.source, &slot::housekeeping(brief)).await.ok();
+        }
+        let Some(client) = &looking else { continue };
+        match slot::blockers(client, &snapshot::exporter(brief)).await {
+            Ok(whom) if whom.is_empty() => board.waiting("the source creates the replication slot"),
+            Ok(whom) => board.waiting(format!("the replication slot can be made when transactions that were running have ended: {whom}")),
+            Err(_) => looking = None,
+        }
+    }
+}
+
+fn sizes(brief: &Brief) -> Sizes {
+    Sizes {
+        chunk: brief.snapshot.chunk_size.get(),
+        partition: brief.snapshot.partition_size.get(),
+        workers: brief.snapshot.max_parallel_workers,
+    }
+}
+
+fn refuse(problems: Vec<Failure>) -> Result<(), Error> {
+    together(problems).map_or(Ok(()), |failure| Err(Error::Refused(failure)))
+}

@@ -1,0 +1,404 @@
+//! The decisions, phase by phase.
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+
+use super::{Effect, FINALIZER, JobFacts, LATER, Notice, Observed, Pass, Plan, SOON, status};
+use crate::{
+    api::{
+        MirrorResync, MirrorResyncStatus,
+        condition::{self, Verdict},
+        resync::{Approval, Ending, Outcome, Phase, Step},
+    },
+    brief::Brief,
+    report::{Failure, Report, Stage},
+};
+
+/// What a reconcile of one MirrorResync does next. Computed from facts alone, so that every crash point can be tested as a table.
+pub fn plan(resync: &MirrorResync, seen: &Observed, now: Timestamp) -> Plan {
+    let pass = Pass { resync, seen, now };
+    let mut status = resync.status.clone().unwrap_or_default();
+    status.observed_generation = resync.metadata.generation;
+    if status.phase.is_end() {
+        return pass.rest(status);
+    }
+    if status.ending.is_none()
+        && let Some(ending) = pass.wish_to_end(&status)
+    {
+        status.ending = Some(ending);
+    }
+    let mut plan = match (status.ending.clone(), status.phase) {
+        (Some(ending), _) => pass.wind_down(status, ending),
+        (None, Phase::Pending) => pass.pending(status),
+        (None, Phase::Setup) => pass.setup(status),
+        (None, Phase::Snapshot) => pass.snapshot(status),
+        (None, _) => pass.swap(status),
+    };
+    if plan.effects.iter().all(|e| *e != Effect::RemoveFinalizer) && !pass.deleting() && !pass.has_finalizer() {
+        plan.effects.insert(0, Effect::AddFinalizer);
+    }
+    plan
+}
+
+impl Pass<'_> {
+    fn deleting(&self) -> bool {
+        self.resync.metadata.deletion_timestamp.is_some()
+    }
+
+    fn has_finalizer(&self) -> bool {
+        self.resync.metadata.finalizers.iter().flatten().any(|f| f == FINALIZER)
+    }
+
+    /// What was recorded as begun before this pass: only that may be done now.
+    fn begun(&self, step: Step) -> bool {
+        self.resync.status.as_ref().is_some_and(|s| s.begun.contains(&step))
+    }
+
+    fn says(&self, status: &mut MirrorResyncStatus, reason: &str, message: &str) {
+        condition::set(&mut status.conditions, "Succeeded", Verdict::Unknown, reason, message, self.resync.metadata.generation, self.now);
+    }
+
+    fn finished(&self, status: &mut MirrorResyncStatus, step: &str, message: &str) {
+        condition::set(&mut status.conditions, step, Verdict::True, "Done", message, self.resync.metadata.generation, self.now);
+    }
+
+    /// An end: nothing is left to do but to let the object go.
+    fn rest(&self, status: MirrorResyncStatus) -> Plan {
+        let effects = if self.has_finalizer() { vec![Effect::RemoveFinalizer] } else { vec![] };
+        Plan { effects, status, next_look: None }
+    }
+
+    /// Whether somebody wants it to end before its swap. Once the swap may have begun it is too late: the swap is then finished.
+    fn wish_to_end(&self, status: &MirrorResyncStatus) -> Option<Ending> {
+        if status.begun.contains(&Step::Swap) {
+            return None;
+        }
+        let mirror_gone = status.epoch.is_some() && self.seen.mirror.as_ref().is_none_or(|m| m.deleting);
+        let (reason, message) = if self.deleting() {
+            ("Deleted", "The MirrorResync was deleted before its swap.")
+        } else if self.resync.spec.cancel {
+            ("Cancelled", "Cancelled by spec.cancel before its swap.")
+        } else if mirror_gone {
+            ("MirrorDeleted", "The Mirror was deleted.")
+        } else {
+            return None;
+        };
+        let untouched = !status.begun.contains(&Step::Pipeline) || mirror_gone;
+        Some(Ending { outcome: Outcome::Cancelled, reason: reason.into(), message: message.into(), untouched })
+    }
+
+    fn fail(&self, mut status: MirrorResyncStatus, failure: &Failure, untouched: bool) -> Plan {
+        let ending = Ending { outcome: Outcome::Failed, reason: failure.reason.clone(), message: failure.message.clone(), untouched };
+        status.old_pipeline_dropped |= !untouched;
+        status.ending = Some(ending.clone());
+        self.wind_down(status, ending)
+    }
+
+    fn pending(&self, mut status: MirrorResyncStatus) -> Plan {
+        let name = &self.resync.spec.mirror;
+        let uid = self.resync.metadata.uid.as_deref().unwrap_or_default();
+        let waits = |mut status: MirrorResyncStatus, reason: &str, message: String| {
+            let news = condition::get(&status.conditions, "Succeeded").is_none_or(|c| c.message != message);
+            self.says(&mut status, reason, &message);
+            let effects = if news { vec![Effect::Say(Notice::warning(reason, message))] } else { vec![] };
+            Plan { effects, status, next_look: Some(LATER) }
+        };
+        let Some(mirror) = &self.seen.mirror else {
+            return waits(status, "MirrorMissing", format!("Mirror {name:?} does not exist in this namespace; waiting for it."));
+        };
+        match &mirror.active {
+            Some(active) if active.uid == uid => {
+                if let Some(Err(why)) = &self.seen.brief {
+                    return waits(status, "InvalidMirror", why.clone());
+                }
+                status.epoch = Some(active.epoch);
+                status.image = Some(self.seen.image.clone());
+                status.start_time = Some(Time(self.now));
+                status.phase = Phase::Setup;
+                status.begun.push(Step::Pipeline);
+                self.says(&mut status, "Setup", "Checking source and destination; nothing was changed yet.");
+                let said = Notice::normal("Started", format!("Resync of Mirror {name} has begun as epoch {}.", active.epoch));
+                Plan { effects: vec![Effect::Say(said)], status, next_look: Some(SOON) }
+            }
+            Some(other) => {
+                self.says(&mut status, "Waiting", &format!("Waiting for MirrorResync {} to end.", other.name));
+                Plan { effects: vec![], status, next_look: Some(LATER) }
+            }
+            None => {
+                self.says(&mut status, "Waiting", &format!("Waiting for Mirror {name} to take this resync up."));
+                Plan { effects: vec![], status, next_look: Some(LATER) }
+            }
+        }
+    }
+
+    /// The brief and the image of this resync's workloads, if they are known.
+    fn means(&self, status: &MirrorResyncStatus) -> Option<(Box<Brief>, String)> {
+        let brief = self.seen.brief.as_ref()?.as_ref().ok()?;
+        Some((brief.clone(), status.image.clone().unwrap_or_else(|| self.seen.image.clone())))
+    }
+
+    fn ensure_pipeline(&self, status: &MirrorResyncStatus) -> Option<Effect> {
+        let (brief, image) = self.means(status)?;
+        self.begun(Step::Pipeline).then_some(Effect::EnsurePipeline { brief, image })
+    }
+
+    /// In every phase: the pipeline must exist, and once it has begun the old one must not.
+    fn keep_pipelines(&self, status: &mut MirrorResyncStatus) -> Vec<Effect> {
+        let mut effects: Vec<Effect> = self.ensure_pipeline(status).into_iter().collect();
+        let passed = self.seen.report.as_ref().is_some_and(|r| r.stage >= Stage::Preparing);
+        let old = self.means(status).map_or(0, |(brief, _)| brief.previous_epoch);
+        if passed && !status.old_pipeline_dropped {
+            status.old_pipeline_dropped = true;
+            if old > 0 {
+                effects.push(Effect::DeletePipeline { epoch: old, wholly: true });
+                effects.push(Effect::Say(Notice::normal(
+                    "OldPipelineDropped",
+                    format!("The pipeline of epoch {old} and its slot were dropped."),
+                )));
+            }
+        }
+        effects
+    }
+
+    /// What the pipeline says is wrong, as an end or as a wait.
+    fn trouble(&self) -> Option<(&'static str, String)> {
+        let report = self.seen.report.as_ref();
+        if let Some(failure) = report.and_then(|r| r.failure.as_ref()) {
+            return Some(("Retrying", format!("{}: {} Trying again.", failure.reason, failure.message)));
+        }
+        if let Some(waiting) = report.map(|r| r.waiting.as_str()).filter(|w| !w.is_empty()) {
+            return Some(("Waiting", waiting.to_string()));
+        }
+        if report.is_none() {
+            return self.seen.pod_trouble.as_ref().map(|why| ("PipelineNotRunning", why.clone()));
+        }
+        None
+    }
+
+    fn permanent(&self) -> Option<(&Report, &Failure)> {
+        let report = self.seen.report.as_ref()?;
+        report.failure.as_ref().filter(|f| f.permanent).map(|f| (report, f))
+    }
+
+    /// Puts what is wrong, or `usual`, into the condition, and says news as an Event.
+    fn tell(&self, status: &mut MirrorResyncStatus, effects: &mut Vec<Effect>, reason: &str, usual: &str) {
+        match self.trouble() {
+            Some((reason, message)) => {
+                if condition::get(&status.conditions, "Succeeded").is_none_or(|c| c.message != message) {
+                    effects.push(Effect::Say(Notice::warning(reason, message.clone())));
+                }
+                self.says(status, reason, &message);
+            }
+            None => self.says(status, reason, usual),
+        }
+    }
+
+    fn setup(&self, mut status: MirrorResyncStatus) -> Plan {
+        if let Some((report, failure)) = self.permanent() {
+            return self.fail(status, failure, report.stage == Stage::Checking);
+        }
+        let mut effects = self.keep_pipelines(&mut status);
+        status::progress(&mut status, self.seen.report.as_ref(), self.now);
+        let stage = self.seen.report.as_ref().map(|r| r.stage).unwrap_or_default();
+        if stage >= Stage::Loading && status.partitions.is_some() {
+            let partitions = status.partitions.as_ref().map_or(0, |p| p.total);
+            self.finished(&mut status, "Planned", &format!("{partitions} partitions."));
+            status.phase = Phase::Snapshot;
+            status.begun.push(Step::Snapshot);
+            self.says(&mut status, "Snapshot", "The _resync tables are being loaded.");
+            effects.push(Effect::Say(Notice::normal("Loading", format!("Loading the _resync tables in {partitions} partitions."))));
+        } else {
+            let usual = if stage == Stage::Preparing {
+                "Creating slot, snapshot and _resync tables."
+            } else {
+                "Checking source and destination; nothing was changed yet."
+            };
+            self.tell(&mut status, &mut effects, "Setup", usual);
+        }
+        Plan { effects, status, next_look: Some(SOON) }
+    }
+
+    fn snapshot(&self, mut status: MirrorResyncStatus) -> Plan {
+        if let Some((_, failure)) = self.permanent() {
+            return self.fail(status, failure, false);
+        }
+        if let Some(failure) = self.seen.snapshot_job.as_ref().and_then(|job| job_failure(job, "SnapshotFailed")) {
+            return self.fail(status, &failure, false);
+        }
+        let mut effects = self.keep_pipelines(&mut status);
+        status::progress(&mut status, self.seen.report.as_ref(), self.now);
+        if let Some(job) = &self.seen.snapshot_job
+            && let Some(partitions) = &mut status.partitions
+        {
+            partitions.failed = job.failed_indexes;
+        }
+        let loaded = self.seen.report.as_ref().is_some_and(|r| r.stage >= Stage::Loaded);
+        if !loaded {
+            effects.extend(self.snapshot_job(&status));
+            let usual =
+                if self.resync.spec.suspend { "The load is paused by spec.suspend." } else { "The _resync tables are being loaded." };
+            let reason = if self.resync.spec.suspend { "Paused" } else { "Snapshot" };
+            self.tell(&mut status, &mut effects, reason, usual);
+            if let (None, Some(why)) = (self.trouble(), self.seen.snapshot_job.as_ref().and_then(|j| j.pod_trouble.as_ref())) {
+                self.says(&mut status, "WorkerNotRunning", why);
+            }
+            return Plan { effects, status, next_look: Some(SOON) };
+        }
+        self.finished(&mut status, "Loaded", "Every table is loaded, with its key and indexes.");
+        let waits_for_approval = self.resync.spec.swap.approval == Approval::Manual && !self.resync.spec.swap.approved;
+        if self.resync.spec.suspend || waits_for_approval {
+            let (reason, words) = if self.resync.spec.suspend {
+                ("Paused", "Paused by spec.suspend before the swap.")
+            } else {
+                ("WaitingForApproval", "Loaded; set spec.swap.approved to true to swap.")
+            };
+            self.says(&mut status, reason, words);
+            return Plan { effects, status, next_look: Some(LATER) };
+        }
+        status.phase = Phase::Swap;
+        status.begun.push(Step::Swap);
+        self.says(&mut status, "Swap", "Soft-deleted rows are carried over, then the tables are swapped.");
+        effects.push(Effect::Say(Notice::normal("Swapping", "Loaded. Carrying soft-deleted rows over and swapping the tables.")));
+        Plan { effects, status, next_look: Some(SOON) }
+    }
+
+    fn snapshot_job(&self, status: &MirrorResyncStatus) -> Option<Effect> {
+        let (brief, image) = self.means(status)?;
+        let partitions = status.partitions.as_ref().map_or(0, |p| p.total);
+        let overrides = self.resync.spec.snapshot.as_ref().and_then(|s| s.max_parallel_workers);
+        let parallelism = overrides.unwrap_or(brief.snapshot.max_parallel_workers);
+        let effect = Effect::EnsureSnapshotJob { brief, image, partitions, parallelism, suspended: self.resync.spec.suspend };
+        (partitions > 0 && self.begun(Step::Snapshot)).then_some(effect)
+    }
+
+    fn swap(&self, mut status: MirrorResyncStatus) -> Plan {
+        let swapped = self.seen.report.as_ref().is_some_and(|r| r.swap.is_some());
+        if !swapped && let Some(failure) = self.seen.swap_job.as_ref().and_then(|job| job_failure(job, "SwapFailed")) {
+            return self.fail(status, &failure, false);
+        }
+        let mut effects = self.keep_pipelines(&mut status);
+        status::progress(&mut status, self.seen.report.as_ref(), self.now);
+        let streaming = self.seen.report.as_ref().is_some_and(|r| r.stage == Stage::Streaming);
+        if !(swapped && streaming) {
+            if let (Some((brief, image)), true) = (self.means(&status), self.begun(Step::Swap)) {
+                effects.push(Effect::EnsureSwapJob { brief, image });
+            }
+            self.tell(&mut status, &mut effects, "Swap", "Soft-deleted rows are carried over, then the tables are swapped.");
+            if let Some(failure) = self.seen.swap_job.as_ref().and_then(|j| j.report.as_ref()).and_then(|r| r.failure.as_ref()) {
+                self.says(&mut status, "Retrying", &format!("{}: {} Trying again.", failure.reason, failure.message));
+            }
+            return Plan { effects, status, next_look: Some(SOON) };
+        }
+        let millis = status.swap.as_ref().map_or(0, |s| s.lock_millis);
+        self.finished(&mut status, "Swapped", &format!("Readers could have been blocked for {millis} ms."));
+        status.phase = Phase::Running;
+        status.completion_time = Some(Time(self.now));
+        status.progress = Some("100%".into());
+        status.eta = None;
+        let words = "Swapped; the mirror streams changes again.";
+        condition::set(&mut status.conditions, "Succeeded", Verdict::True, "Running", words, self.resync.metadata.generation, self.now);
+        let epoch = status.epoch.unwrap_or_default();
+        effects.push(Effect::Say(Notice::normal(
+            "Running",
+            format!("{words} Epoch {epoch} is live; readers could have been blocked for {millis} ms."),
+        )));
+        Plan { effects, status, next_look: Some(SOON) }
+    }
+
+    /// Removes what was made, then ends.
+    fn wind_down(&self, mut status: MirrorResyncStatus, ending: Ending) -> Plan {
+        let recorded = self.resync.status.as_ref().is_some_and(|s| s.ending.is_some());
+        let mut effects = vec![];
+        let mut leftover = None;
+        if self.begun(Step::Pipeline) {
+            if !recorded {
+                self.says(&mut status, "Ending", &format!("{} Removing what was made.", ending.message));
+                return Plan { effects, status, next_look: Some(SOON) };
+            }
+            let epoch = status.epoch.unwrap_or_default();
+            effects.push(Effect::DeleteJobs);
+            effects.push(Effect::DeletePipeline { epoch, wholly: ending.untouched });
+            if self.seen.pods > 0 {
+                return Plan { effects, status, next_look: Some(SOON) };
+            }
+            if !ending.untouched {
+                match self.cleanup(&mut status, &mut effects) {
+                    Cleanup::Going => return Plan { effects, status, next_look: Some(SOON) },
+                    Cleanup::Done => effects.push(Effect::DeletePipeline { epoch, wholly: true }),
+                    Cleanup::GivenUp(why) => leftover = Some(why),
+                }
+            }
+        }
+        self.end(status, ending, leftover, effects)
+    }
+
+    fn cleanup(&self, status: &mut MirrorResyncStatus, effects: &mut Vec<Effect>) -> Cleanup {
+        match &self.seen.cleanup_job {
+            Some(job) if job.completed => return Cleanup::Done,
+            Some(JobFacts { failed: Some(why), report, .. }) => {
+                return Cleanup::GivenUp(report.as_ref().and_then(|r| r.failure.as_ref()).map_or(why.clone(), |f| f.message.clone()));
+            }
+            _ => {}
+        }
+        let Some((brief, image)) = self.means(status) else {
+            return Cleanup::GivenUp("the Mirror or one of its Peers is gone".into());
+        };
+        if self.begun(Step::Cleanup) {
+            effects.push(Effect::EnsureCleanupJob { brief, image });
+        } else if !status.begun.contains(&Step::Cleanup) {
+            status.begun.push(Step::Cleanup);
+        }
+        Cleanup::Going
+    }
+
+    fn end(&self, mut status: MirrorResyncStatus, ending: Ending, leftover: Option<String>, mut effects: Vec<Effect>) -> Plan {
+        let (phase, warning) = match ending.outcome {
+            Outcome::Cancelled => (Phase::Cancelled, false),
+            Outcome::Failed | Outcome::Succeeded => (Phase::Failed, true),
+        };
+        let remark = leftover.map(|why| {
+            format!(" Slot and _resync tables could not be removed ({why}); the next resync or the Mirror's deletion removes them.")
+        });
+        let stands_still = status.old_pipeline_dropped && self.seen.mirror.as_ref().is_some_and(|m| m.live_epoch > 0);
+        let still = if stands_still {
+            " The old pipeline was already dropped: the live tables stand still until a new resync succeeds."
+        } else {
+            ""
+        };
+        let message = format!("{}{still}{}", ending.message, remark.unwrap_or_default());
+        status.phase = phase;
+        status.eta = None;
+        status.completion_time = Some(Time(self.now));
+        condition::set(
+            &mut status.conditions,
+            "Succeeded",
+            Verdict::False,
+            &ending.reason,
+            &message,
+            self.resync.metadata.generation,
+            self.now,
+        );
+        effects.push(Effect::Say(Notice { warning, reason: ending.reason.clone(), message }));
+        if self.has_finalizer() && self.deleting() {
+            effects.push(Effect::RemoveFinalizer);
+        }
+        Plan { effects, status, next_look: Some(SOON) }
+    }
+}
+
+/// How far the removal of what was made is.
+enum Cleanup {
+    Going,
+    Done,
+    GivenUp(String),
+}
+
+/// Why a Job failed for good: its own words if it left any, else Kubernetes'.
+fn job_failure(job: &JobFacts, reason: &str) -> Option<Failure> {
+    let why = job.failed.as_ref()?;
+    let own = job.report.as_ref().and_then(|r| r.failure.clone());
+    Some(own.unwrap_or_else(|| Failure {
+        reason: reason.into(),
+        message: format!("{why}. Look at the logs of its pods, then apply a new MirrorResync."),
+        permanent: true,
+    }))
+}

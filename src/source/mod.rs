@@ -1,0 +1,15 @@
+//! PostgreSQL as the source: its catalog, checks, slots, snapshots and rows.
+
+pub mod catalog;
+pub mod copy;
+pub mod error;
+pub mod pace;
+pub mod partition;
+pub mod pgoutput;
+pub mod preflight;
+pub mod schema;
+pub mod slot;
+pub mod snapshot;
+pub mod type_map;
+
+pub use error::Error;

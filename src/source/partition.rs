@@ -1,0 +1,175 @@
+//! Divides a load into chunks and partitions. Pure: metadata in, plan out.
+
+use crate::destination::{Chunk, Plan};
+
+/// What the catalog says of a relation that is read: a table, or one leaf of a partitioned one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relation {
+    /// Number of the table that it belongs to.
+    pub table: u32,
+    /// Its oid at the source.
+    pub oid: u32,
+    /// Its blocks; 0 if it cannot be read by ranges of blocks.
+    pub blocks: u64,
+    /// Its size, with values stored out of line.
+    pub bytes: u64,
+    /// Estimate of its rows.
+    pub rows: u64,
+}
+
+/// How large things should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// About the bytes of a chunk.
+    pub chunk: u64,
+    /// About the bytes of a partition, at most.
+    pub partition: u64,
+    /// Workers that load at the same time.
+    pub workers: u16,
+}
+
+/// A partition below this is not worth a pod of its own: it loads in about the time that a pod takes to start.
+const WORTH_A_POD: u64 = 128 << 20;
+
+/// What a chunk costs besides its bytes (statements, commits), in bytes that could be copied meanwhile.
+const COST_OF_A_CHUNK: u64 = 64 << 10;
+
+/// Divides `relations` into chunks and bins them into partitions: the largest tables first, the partitions about equal in work.
+///
+/// Every relation has at least one chunk, an empty one too: rows may come before it is read, and its load has to be marked done.
+pub fn plan(relations: &[Relation], sizes: Sizes) -> Plan {
+    let mut largest_first: Vec<&Relation> = relations.iter().collect();
+    let of_table = |table: u32| relations.iter().filter(|r| r.table == table).map(|r| r.bytes).fold(0, u64::saturating_add);
+    // All relations of a table stay together, so that its key can be built as early as possible.
+    largest_first.sort_by_cached_key(|r| (std::cmp::Reverse(of_table(r.table)), r.table, std::cmp::Reverse(r.bytes), r.oid));
+    let mut chunks: Vec<Chunk> = largest_first.into_iter().flat_map(|relation| divide(relation, sizes.chunk)).collect();
+    let partitions = assign(&mut chunks, sizes);
+    Plan {
+        chunks,
+        partitions,
+        rows: relations.iter().map(|r| r.rows).fold(0, u64::saturating_add),
+        bytes: relations.iter().map(|r| r.bytes).fold(0, u64::saturating_add),
+    }
+}
+
+/// The chunks of one relation: equal ranges of blocks, the last without an end because the relation may have grown by the time it is read.
+fn divide(relation: &Relation, chunk: u64) -> impl Iterator<Item = Chunk> + '_ {
+    let count = relation.bytes.div_ceil(chunk.max(1)).clamp(1, relation.blocks.max(1));
+    let share = move |whole: u64, part: u64| (u128::from(whole) * u128::from(part) / u128::from(count)) as u64;
+    (0..count).map(move |part| Chunk {
+        number: 0,
+        partition: 0,
+        table: relation.table,
+        relation: relation.oid,
+        first_block: share(relation.blocks, part),
+        end_block: (part + 1 < count).then(|| share(relation.blocks, part + 1)),
+        bytes: share(relation.bytes, part + 1) - share(relation.bytes, part),
+    })
+}
+
+/// Numbers the chunks and gives each its partition; returns how many partitions there are.
+fn assign(chunks: &mut [Chunk], sizes: Sizes) -> u32 {
+    let work = |chunk: &Chunk| u128::from(chunk.bytes) + u128::from(COST_OF_A_CHUNK);
+    let total: u128 = chunks.iter().map(work).sum();
+    let even_share = total / u128::from(sizes.workers.max(1));
+    let wanted = even_share.max(WORTH_A_POD.into()).min(u128::from(sizes.partition.max(1))).max(1);
+    let bins = total.div_ceil(wanted).clamp(1, chunks.len().max(1) as u128);
+    let (mut before, mut last_bin, mut partition) = (0u128, None, None::<u32>);
+    for (number, chunk) in (0..).zip(chunks.iter_mut()) {
+        // By the chunk's middle, so that the bins come out about equal; a bin that a large chunk leaps over is not counted.
+        let bin = ((2 * before + work(chunk)) * bins / (2 * total)).min(bins - 1);
+        if last_bin != Some(bin) {
+            partition = Some(partition.map_or(0, |p| p + 1));
+            last_bin = Some(bin);
+        }
+        before += work(chunk);
+        chunk.number = number;
+        chunk.partition = partition.unwrap_or_default();
+    }
+    partition.map_or(0, |p| p + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SIZES: Sizes = Sizes { chunk: 64 << 20, partition: 1 << 30, workers: 4 };
+
+    fn heap(table: u32, bytes: u64) -> Relation {
+        Relation { table, oid: 100 + table, blocks: bytes.div_ceil(8192), bytes, rows: bytes / 100 }
+    }
+
+    fn relations() -> impl Strategy<Value = Vec<Relation>> {
+        let one = (0u32..20, 0u64..40_000, prop_oneof![Just(0u64), 0u64..100_000_000_000]);
+        proptest::collection::vec(one, 0..60).prop_map(|list| {
+            (1..)
+                .zip(list)
+                .map(|(oid, (table, blocks, toast))| Relation { table, oid, blocks, bytes: blocks * 8192 + toast, rows: 1 })
+                .collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_tile_every_relation(relations in relations(), chunk in 1u64..1 << 32, partition in 1u64..1 << 40, workers in 0u16..300) {
+            let plan = plan(&relations, Sizes { chunk: chunk.max(1 << 20), partition, workers });
+            for relation in &relations {
+                let mut next = Some(0);
+                for chunk in plan.chunks.iter().filter(|c| c.relation == relation.oid) {
+                    prop_assert_eq!(Some(chunk.first_block), next);
+                    prop_assert_eq!(chunk.table, relation.table);
+                    if let Some(end) = chunk.end_block { prop_assert!(end > chunk.first_block && end <= relation.blocks); }
+                    next = chunk.end_block;
+                }
+                prop_assert_eq!(next, None, "the last chunk has no end");
+            }
+            let bytes: u64 = plan.chunks.iter().map(|c| c.bytes).sum();
+            prop_assert_eq!(bytes, plan.bytes);
+        }
+
+        #[test]
+        fn partitions_are_dense_and_hold_at_least_one_chunk(relations in relations(), partition in 1u64..1 << 40, workers in 1u16..300) {
+            let plan = plan(&relations, Sizes { chunk: 64 << 20, partition, workers });
+            prop_assert!(plan.partitions as usize <= plan.chunks.len());
+            let mut expected = 0;
+            for (number, chunk) in plan.chunks.iter().enumerate() {
+                prop_assert_eq!(chunk.number as usize, number);
+                prop_assert!(chunk.partition == expected || (number > 0 && chunk.partition == expected + 1));
+                expected = chunk.partition;
+            }
+            prop_assert_eq!(plan.partitions, if plan.chunks.is_empty() { 0 } else { expected + 1 });
+        }
+    }
+
+    #[test]
+    fn thousands_of_tiny_tables_share_few_partitions() {
+        let tables: Vec<_> = (0..5000).map(|n| heap(n, 16 << 10)).collect();
+        let plan = plan(&tables, SIZES);
+        assert_eq!(plan.chunks.len(), 5000);
+        assert!(plan.partitions <= SIZES.workers.into(), "{}", plan.partitions);
+    }
+
+    #[test]
+    fn a_medium_table_occupies_every_worker_and_a_small_one_only_one() {
+        assert_eq!(plan(&[heap(0, 1_350_000_000)], SIZES).partitions, 4);
+        assert_eq!(plan(&[heap(0, 100 << 20)], SIZES).partitions, 1);
+        assert_eq!(plan(&[heap(0, 0), heap(1, 0)], SIZES).partitions, 1);
+    }
+
+    #[test]
+    fn a_large_table_fills_partitions_of_the_wanted_size() {
+        let plan = plan(&[heap(0, 100 << 30)], SIZES);
+        assert!((100..=110).contains(&plan.partitions), "{}", plan.partitions);
+        let most = (0..plan.partitions).map(|p| plan.chunks.iter().filter(|c| c.partition == p).map(|c| c.bytes).sum::<u64>()).max();
+        assert!(most <= Some((1 << 30) + (64 << 20)));
+    }
+
+    #[test]
+    fn the_largest_table_comes_first_and_empty_ones_join_the_last_partition() {
+        let plan = plan(&[heap(0, 0), heap(1, 10 << 30), heap(2, 20 << 30)], SIZES);
+        assert_eq!(plan.chunks[0].table, 2);
+        let empty = plan.chunks.iter().find(|c| c.table == 0).unwrap();
+        assert_eq!((empty.first_block, empty.end_block, empty.partition), (0, None, plan.partitions - 1));
+    }
+}

@@ -1,0 +1,140 @@
+//! The mirror's slots, publications and sessions at the source. Names are derived, so only what is this mirror's own is ever found here.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
+
+use super::Error;
+use crate::{
+    brief::Brief,
+    name,
+    postgres::{ident, qualified},
+    table::TableSchema,
+};
+
+/// How long a slot's holder may take to end once it was told to.
+const END_OF_WALSENDER: Duration = Duration::from_secs(60);
+/// How long a statement may wait for a table's lock: while it waits, others queue up behind it.
+const LOCK_WAIT: &str = "SET lock_timeout = '3s'";
+
+/// Drops the slots and publications of the epochs that `which` selects, and ends their sessions. What is gone already is fine.
+pub async fn drop_epochs(client: &Client, brief: &Brief, which: impl Fn(u32) -> bool) -> Result<(), Error> {
+    let ours = |name: &str| name::epoch_of_slot(&brief.mirror, &brief.mirror_uid, name).is_some_and(&which);
+    end_sessions(client, brief, &which).await?;
+    for slot in names(client, "SELECT slot_name::text FROM pg_replication_slots").await? {
+        if ours(&slot) {
+            drop_slot(client, &slot).await?;
+        }
+    }
+    for publication in names(client, "SELECT pubname::text FROM pg_publication").await? {
+        // The user's own publication is never dropped, whatever its name.
+        if ours(&publication) && brief.publication.as_ref() != Some(&publication) {
+            let doing = format!("dropping publication {publication}");
+            client.batch_execute(&format!("DROP PUBLICATION IF EXISTS {}", ident(&publication))).await.map_err(Error::query(doing))?;
+        }
+    }
+    Ok(())
+}
+
+/// Ends the sessions of the pods of some epochs, which they tell by their `application_name`.
+async fn end_sessions(client: &Client, brief: &Brief, which: impl Fn(u32) -> bool) -> Result<(), Error> {
+    let query = "SELECT pid, application_name FROM pg_stat_activity WHERE application_name LIKE 'mo %' AND pid <> pg_backend_pid()";
+    for row in client.query(query, &[]).await.map_err(Error::query("listing the mirror's sessions"))? {
+        let (pid, application): (i32, String) = (row.get(0), row.get(1));
+        if epoch_of_session(brief, &application).is_some_and(&which) {
+            // Without the right to end it, it ends with its pod; only a slot's holder has to be gone, and that is awaited apart.
+            if let Err(error) = client.query("SELECT pg_terminate_backend($1)", &[&pid]).await {
+                tracing::debug!(%pid, error = %crate::postgres::connect::words(&error), "session not ended");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The epoch of a session of this mirror; `None` if it is another's, or one that serves no epoch's data (see [`housekeeping`]).
+fn epoch_of_session(brief: &Brief, application_name: &str) -> Option<u32> {
+    let rest = application_name.strip_prefix(&format!("mo {} e", name::short_uid(&brief.mirror_uid)))?;
+    rest.split(' ').next()?.parse().ok()
+}
+
+/// The `application_name` of sessions that tidy up: not an epoch's, so that two of them never end each other.
+pub fn housekeeping(brief: &Brief) -> String {
+    format!("mo {} housekeeping", name::short_uid(&brief.mirror_uid))
+}
+
+/// Drops a slot and, first, whoever streams from it.
+pub async fn drop_slot(client: &Client, slot: &str) -> Result<(), Error> {
+    let doing = || Error::query(format!("dropping replication slot {slot}"));
+    let started = Instant::now();
+    loop {
+        client
+            .query(
+                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid IS NOT NULL",
+                &[&slot],
+            )
+            .await
+            .map_err(doing())?;
+        let dropped =
+            client.query("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", &[&slot]).await;
+        match dropped {
+            Ok(_) => return Ok(()),
+            Err(error) => match error.code().map(|c| c.code()) {
+                // Undefined object: somebody else was faster.
+                Some("42704") => return Ok(()),
+                // Object in use: its holder is still ending.
+                Some("55006") if started.elapsed() < END_OF_WALSENDER => tokio::time::sleep(Duration::from_millis(50)).await,
+                _ => return Err(doing()(error)),
+            },
+        }
+    }
+}
+
+/// Makes this epoch's publication anew, of exactly these tables. Must be done before the slot: the stream sees the catalog as of the slot's start.
+pub async fn create_publication(client: &Client, brief: &Brief, tables: &[TableSchema]) -> Result<(), Error> {
+    if brief.publication.is_some() {
+        return Ok(());
+    }
+    let name = brief.publication();
+    let list: Vec<String> = tables.iter().map(|t| qualified(&t.source.schema, &t.source.name)).collect();
+    let sql = format!(
+        "{LOCK_WAIT}; BEGIN; DROP PUBLICATION IF EXISTS {0}; CREATE PUBLICATION {0} FOR TABLE ONLY {1} \
+         WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true); COMMIT; RESET lock_timeout",
+        ident(&name),
+        list.join(", ONLY ")
+    );
+    let made = client.batch_execute(&sql).await;
+    if made.is_err() {
+        // Leaves the failed transaction; its own error is the one to tell.
+        let _ = client.batch_execute("ROLLBACK; RESET lock_timeout").await;
+    }
+    made.map_err(Error::query(format!("creating publication {name}")))
+}
+
+/// In words, whom the creation of a slot waits for: it needs every transaction that was running when it began to end. Empty if nobody is known.
+pub async fn blockers(client: &Client, application_name: &str) -> Result<String, Error> {
+    let rows = client.query(BLOCKERS, &[&application_name]).await.map_err(Error::query("looking for what slot creation waits for"))?;
+    let words: Vec<String> = rows
+        .iter()
+        .map(|row| {
+            let (pid, user, app, seconds): (i32, String, String, i64) = (row.get(0), row.get(1), row.get(2), row.get(3));
+            format!("pid {pid} (role {user}, application {app:?}, running for {seconds} s)")
+        })
+        .collect();
+    Ok(words.join(", "))
+}
+
+/// Sessions with a transaction that writes and began before the walsender's command; a transaction that only reads blocks nothing.
+const BLOCKERS: &str = "
+SELECT a.pid, coalesce(a.usename::text, ''), coalesce(a.application_name, ''), coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::int8
+  FROM pg_stat_activity w
+  JOIN pg_stat_activity a ON a.pid = ANY (pg_blocking_pids(w.pid))
+ WHERE w.application_name = $1
+UNION
+SELECT 0, p.owner::text, 'prepared transaction ' || p.gid, extract(epoch FROM clock_timestamp() - p.prepared)::int8
+  FROM pg_prepared_xacts p
+ ORDER BY 4 DESC LIMIT 5";
+
+async fn names(client: &Client, query: &str) -> Result<Vec<String>, Error> {
+    let rows = client.query(query, &[]).await.map_err(Error::query("listing slots and publications"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}

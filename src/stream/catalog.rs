@@ -1,0 +1,74 @@
+//! What the stream does not tell of a table, from the source's catalog. I/O.
+
+use tokio_postgres::Client;
+
+use super::{Streamed, advise::StreamError};
+use crate::{
+    brief::Brief,
+    postgres::{self, connect::words},
+    source::pgoutput::Relation,
+};
+
+/// An ordinary session at the source, opened when it is first needed.
+pub(super) struct Catalog<'a> {
+    brief: &'a Brief,
+    client: Option<Client>,
+}
+
+/// A column that was added at the source.
+#[derive(Debug)]
+pub(super) struct Added {
+    pub not_null: bool,
+    /// The value of rows that were there before, in text form.
+    pub fill: Option<String>,
+    /// Whether rows that were there before may have values that cannot be known.
+    pub unknown: bool,
+}
+
+impl<'a> Catalog<'a> {
+    pub fn new(brief: &'a Brief) -> Self {
+        Self { brief, client: None }
+    }
+
+    async fn client(&mut self) -> Streamed<&Client> {
+        let client = match self.client.take() {
+            Some(client) if !client.is_closed() => client,
+            _ => {
+                let role = self.brief.application_name("catalog");
+                postgres::connect(&self.brief.source, &role).await.map_err(|e| StreamError::Source(e.to_string()))?
+            }
+        };
+        Ok(self.client.insert(client))
+    }
+
+    /// The types of a relation's columns as `format_type` prints them.
+    pub async fn types(&mut self, relation: &Relation) -> Streamed<Vec<String>> {
+        let (oids, modifiers): (Vec<u32>, Vec<i32>) = relation.columns.iter().map(|c| (c.type_oid, c.type_modifier)).unzip();
+        let sql =
+            "SELECT format_type(oid, modifier) FROM unnest($1::oid[], $2::int[]) WITH ORDINALITY AS c (oid, modifier, nth) ORDER BY nth";
+        let rows = self.client().await?.query(sql, &[&oids, &modifiers]).await.map_err(|e| StreamError::Source(words(&e)))?;
+        // NULL for a type that is gone by now.
+        Ok(rows.iter().map(|r| r.get::<_, Option<String>>(0).unwrap_or_else(|| "???".into())).collect())
+    }
+
+    /// The tables that a table is a partition or a child of, at any distance.
+    pub async fn ancestors(&mut self, oid: u32) -> Streamed<Vec<u32>> {
+        let sql = "WITH RECURSIVE up (oid) AS (SELECT $1::oid UNION SELECT i.inhparent FROM pg_inherits i JOIN up ON i.inhrelid = up.oid) SELECT oid FROM up";
+        let rows = self.client().await?.query(sql, &[&oid]).await.map_err(|e| StreamError::Source(words(&e)))?;
+        Ok(rows.iter().map(|r| r.get(0)).collect())
+    }
+
+    /// What is known of an added column; a column that is gone by now has left nothing behind.
+    ///
+    /// PostgreSQL keeps a constant default of an added column as the value of all rows that were there (docs, "pg_attribute": attmissingval). With a default
+    /// but without that, the table was written anew, with a value for each row that only a resync can bring.
+    pub async fn added(&mut self, relation: u32, column: &str) -> Streamed<Added> {
+        let sql = "SELECT attnotnull, atthasdef AND NOT atthasmissing, (attmissingval::text::text[])[1]
+                   FROM pg_attribute WHERE attrelid = $1 AND attname = $2 AND attnum > 0 AND NOT attisdropped";
+        let row = self.client().await?.query_opt(sql, &[&relation, &column]).await.map_err(|e| StreamError::Source(words(&e)))?;
+        Ok(match row {
+            Some(row) => Added { not_null: row.get(0), unknown: row.get(1), fill: row.get(2) },
+            None => Added { not_null: false, fill: None, unknown: false },
+        })
+    }
+}

@@ -1,0 +1,74 @@
+//! Watches slot and lag with a session of its own, however slow the stream is. I/O.
+
+use std::time::Duration;
+
+use tokio::{sync::watch, time::Instant};
+use tokio_postgres::{Client, types::PgLsn};
+
+use super::Health;
+use crate::{brief::Brief, postgres, postgres::Lsn};
+
+const INTERVAL: Duration = Duration::from_secs(1);
+/// A source that does not answer must not be taken for one that is idle.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the source says.
+struct Seen {
+    end_of_wal: Lsn,
+    /// `None`: there is no such slot.
+    slot: Option<String>,
+}
+
+/// Keeps `health` up to date. Never ends.
+pub(super) async fn watch(brief: &Brief, health: &watch::Sender<Health>) {
+    let mut client = None;
+    let mut progress = Progress { applied: Lsn(0), target: Lsn(u64::MAX), good: Instant::now() };
+    loop {
+        match tokio::time::timeout(PATIENCE, look(brief, &mut client)).await {
+            Ok(Ok(seen)) => health.send_modify(|h| progress.note(&seen, h)),
+            Ok(Err(cause)) => {
+                tracing::debug!("cannot see the slot: {cause}");
+                client = None;
+            }
+            Err(_) => client = None,
+        }
+        health.send_modify(|h| h.stream.idle_seconds = progress.good.elapsed().as_secs());
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+async fn look(brief: &Brief, client: &mut Option<Client>) -> Result<Seen, String> {
+    let session = match client.take() {
+        Some(session) if !session.is_closed() => session,
+        _ => postgres::connect(&brief.source, &brief.application_name("monitor")).await.map_err(|e| e.to_string())?,
+    };
+    let session = client.insert(session);
+    let sql = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
+                      (SELECT coalesce(wal_status, 'reserved') FROM pg_replication_slots WHERE slot_name = $1)";
+    let row = session.query_one(sql, &[&brief.slot()]).await.map_err(|e| postgres::connect::words(&e))?;
+    Ok(Seen { end_of_wal: Lsn(row.get::<_, PgLsn>(0).into()), slot: row.get(1) })
+}
+
+/// When things were last seen to go well: the checkpoint moved, or it had reached all that there was a look ago.
+struct Progress {
+    applied: Lsn,
+    target: Lsn,
+    good: Instant,
+}
+
+impl Progress {
+    fn note(&mut self, seen: &Seen, health: &mut Health) {
+        let applied = health.stream.applied_lsn;
+        if applied > self.applied || applied >= self.target {
+            self.good = Instant::now();
+        }
+        self.applied = applied;
+        self.target = seen.end_of_wal;
+        health.stream.lag_bytes = i64::try_from(seen.end_of_wal.0.saturating_sub(applied.0)).unwrap_or(i64::MAX);
+        health.stream.slot_lost = match seen.slot.as_deref() {
+            None => Some(format!("slot {} does not exist at the source", health.stream.slot)),
+            Some("lost") => Some(format!("slot {} was invalidated: its WAL was removed (max_slot_wal_keep_size)", health.stream.slot)),
+            Some(_) => None,
+        };
+    }
+}

@@ -1,0 +1,382 @@
+//! One connection to the slot, from its beginning to the error that ends it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    Health, Never, Streamed,
+    advise::StreamError,
+    batch::{Batch, parked},
+    catalog::Catalog,
+    fold::Change,
+    relation::{self, Mapping},
+};
+use crate::{
+    brief::Brief,
+    destination::{Applier, Cell, Destination, Error},
+    postgres::{
+        self, Lsn,
+        connect::words,
+        wire::{Frame, ReplicationSession, ReplicationStream, StatusHandle, WireError},
+    },
+    source::pgoutput::{self, Message, OldRow, Relation},
+    table::{Column, TableSchema},
+};
+
+/// How often an idle stream's position is made durable. Until then only the slot knows it, which is enough for the source.
+const IDLE_CHECKPOINT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// First user-made oid (PostgreSQL source, `access/transam.h`): such types need not exist at the destination.
+const FIRST_USER_OID: u32 = 16_384;
+
+struct Session<'a> {
+    brief: &'a Brief,
+    applier: Box<dyn Applier>,
+    health: &'a watch::Sender<Health>,
+    catalog: Catalog<'a>,
+    status: StatusHandle,
+    schemas: BTreeMap<u32, TableSchema>,
+    rules: HashMap<u32, Rule>,
+    relations: HashMap<u32, Known>,
+    batch: Batch,
+    /// The transaction that is being read.
+    transaction: Option<Transaction>,
+    /// Everything before this was read.
+    reached: Lsn,
+    checkpoint: Instant,
+}
+
+/// What the ledger says of a table beside its schema.
+struct Rule {
+    gate: Lsn,
+    parked: bool,
+}
+
+struct Transaction {
+    final_lsn: Lsn,
+    /// Whether the destination has it already.
+    applied: bool,
+}
+
+/// A relation of the stream.
+enum Known {
+    /// Not one of ours.
+    Foreign,
+    Ours {
+        table: u32,
+        mapping: Mapping,
+        /// Whether it is the table itself, not a part of it.
+        whole: bool,
+    },
+}
+
+/// Opens the applier, parks what is to be parked, and streams until something fails.
+pub(super) async fn stream(
+    brief: &Brief,
+    destination: &dyn Destination,
+    health: &watch::Sender<Health>,
+    to_park: &mut Vec<(u32, String)>,
+) -> Streamed<Never> {
+    let mut applier = destination.applier().await?;
+    let tables = destination.tables().await?;
+    let mut rules: HashMap<_, _> = tables.iter().map(|t| (t.schema.number, Rule { gate: t.gate, parked: t.parked.is_some() })).collect();
+    let schemas: BTreeMap<_, _> = tables.into_iter().map(|t| (t.schema.number, t.schema)).collect();
+    for (number, why) in to_park.iter() {
+        if let (Some(schema), Some(rule)) = (schemas.get(number), rules.get_mut(number)) {
+            applier.park(schema, why).await?;
+            rule.parked = true;
+        }
+    }
+    let from = applier.position();
+    if !to_park.is_empty() {
+        applier.commit(from).await?;
+        to_park.clear();
+    }
+    let mut frames = start(brief, from).await?;
+    health.send_modify(|h| {
+        (h.stream.connected, h.stream.slot_lost, h.failure) = (true, None, None);
+        h.stream.applied_lsn = from;
+    });
+    let settings = &brief.replication;
+    let batch = Batch::new(settings.batch_rows, settings.batch_interval.get());
+    let (status, relations, catalog) = (frames.status(), HashMap::new(), Catalog::new(brief));
+    let checkpoint = Instant::now();
+    let mut session =
+        Session { brief, applier, health, catalog, status, schemas, rules, relations, batch, transaction: None, reached: from, checkpoint };
+    session.read(&mut frames).await
+}
+
+/// Starts the stream. A session of ours that still holds the slot is that of a lost pod, for the applier is ours: it is ended.
+async fn start(brief: &Brief, from: Lsn) -> Streamed<ReplicationStream> {
+    let role = brief.application_name("stream");
+    let session = ReplicationSession::connect(&brief.source, &role).await?;
+    match session.start(&brief.slot(), from, &brief.publication()).await {
+        Err(error @ WireError::SlotActive { .. }) => {
+            let client = postgres::connect(&brief.source, &brief.application_name("catalog")).await;
+            let client = client.map_err(|e| StreamError::Source(e.to_string()))?;
+            let sql = "SELECT pg_terminate_backend(a.pid) FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid
+                       WHERE s.slot_name = $1 AND a.application_name = $2 AND a.usename = current_user";
+            client.execute(sql, &[&brief.slot(), &role]).await.map_err(|e| StreamError::Source(words(&e)))?;
+            Err(error.into())
+        }
+        other => Ok(other?),
+    }
+}
+
+impl Session<'_> {
+    async fn read(&mut self, frames: &mut ReplicationStream) -> Streamed<Never> {
+        loop {
+            let deadline = self.batch.deadline().filter(|_| self.transaction.is_none());
+            let frames = tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                    self.commit().await?;
+                    continue;
+                }
+                frames = frames.next() => frames?,
+            };
+            for frame in frames {
+                match frame {
+                    Frame::Data(bytes) => {
+                        let size = bytes.len();
+                        self.message(pgoutput::decode(bytes)?, size).await?;
+                    }
+                    Frame::Keepalive(end) => self.arrived(end).await?,
+                }
+            }
+        }
+    }
+
+    async fn message(&mut self, message: Message, size: usize) -> Streamed<()> {
+        match message {
+            Message::Begin { final_lsn, .. } => {
+                self.transaction = Some(Transaction { final_lsn, applied: final_lsn < self.applier.position() });
+            }
+            Message::Commit { end_lsn, .. } => {
+                self.transaction = None;
+                self.arrived(end_lsn).await?;
+                if self.batch.is_due() {
+                    self.commit().await?;
+                }
+            }
+            Message::Relation(relation) => self.relation(relation).await?,
+            Message::Insert { relation, row } => self.change(relation, Sent::Insert(row), size).await?,
+            Message::Update { relation, old, row } => self.change(relation, Sent::Update(old, row), size).await?,
+            Message::Delete { relation, old } => self.change(relation, Sent::Delete(old), size).await?,
+            Message::Truncate { relations } => self.truncate(&relations).await?,
+            Message::Other => {}
+        }
+        Ok(())
+    }
+
+    /// Everything that committed before `position` was read.
+    async fn arrived(&mut self, position: Lsn) -> Streamed<()> {
+        if self.transaction.is_some() {
+            return Ok(());
+        }
+        self.reached = self.reached.max(position);
+        if self.batch.is_empty() {
+            if self.reached > self.applier.position() && self.checkpoint.elapsed() >= IDLE_CHECKPOINT {
+                return self.commit().await;
+            }
+            self.tell();
+        }
+        Ok(())
+    }
+
+    async fn commit(&mut self) -> Streamed<()> {
+        self.batch.write(&self.schemas, self.applier.as_mut(), self.reached).await?;
+        self.applier.commit(self.reached).await?;
+        self.batch.committed();
+        self.checkpoint = Instant::now();
+        self.tell();
+        Ok(())
+    }
+
+    /// Nothing before `reached` is missing at the destination.
+    fn tell(&self) {
+        self.status.flushed(self.reached);
+        self.health.send_if_modified(|h| {
+            let moved = h.stream.applied_lsn != self.reached;
+            h.stream.applied_lsn = self.reached;
+            moved
+        });
+    }
+
+    fn at(&self) -> Lsn {
+        self.transaction.as_ref().map_or(self.reached, |t| t.final_lsn)
+    }
+
+    /// Whether the transaction's changes belong on top of the table's load.
+    fn is_wanted(&self, table: u32) -> bool {
+        match (&self.transaction, self.rules.get(&table)) {
+            (Some(transaction), Some(rule)) => !transaction.applied && !rule.parked && transaction.final_lsn >= rule.gate,
+            _ => false,
+        }
+    }
+
+    async fn change(&mut self, relation: u32, sent: Sent, size: usize) -> Streamed<()> {
+        let at = self.at();
+        let unknown = || StreamError::Nonsense { at, what: format!("a change of relation {relation} that was not announced") };
+        let (table, mapping) = match self.relations.get(&relation).ok_or_else(unknown)? {
+            Known::Foreign => return Ok(()),
+            Known::Ours { table, .. } if !self.is_wanted(*table) => return Ok(()),
+            Known::Ours { table, mapping, .. } => (table, mapping),
+        };
+        let schema = self.schemas.get(table).ok_or_else(unknown)?;
+        let change = sent.read(mapping).ok_or_else(|| StreamError::Nonsense { at, what: format!("a row of {}", schema.source) })?;
+        self.batch.push(schema, mapping.key(), change, size, self.applier.as_mut(), at).await?;
+        if self.batch.is_large() {
+            self.batch.write(&self.schemas, self.applier.as_mut(), at).await?;
+        }
+        Ok(())
+    }
+
+    async fn truncate(&mut self, relations: &[u32]) -> Streamed<()> {
+        let mut emptied = Vec::new();
+        for relation in relations {
+            match self.relations.get(relation) {
+                Some(Known::Ours { table, whole: true, .. }) if self.is_wanted(*table) => emptied.push(*table),
+                Some(Known::Ours { table, whole: false, .. }) if self.is_wanted(*table) => {
+                    let schema = self.schemas.get(table).ok_or_else(|| StreamError::Source("no schema".into()))?;
+                    return Err(parked(
+                        schema,
+                        self.at(),
+                        "one partition or child of it was truncated, whose rows cannot be told apart here",
+                    ));
+                }
+                _ => {}
+            }
+        }
+        if emptied.is_empty() {
+            return Ok(());
+        }
+        let at = self.at();
+        self.batch.write(&self.schemas, self.applier.as_mut(), at).await?;
+        let tables: Vec<_> = emptied.iter().filter_map(|number| self.schemas.get(number)).collect();
+        self.applier.truncate(&tables).await?;
+        self.batch.touch();
+        Ok(())
+    }
+
+    /// The source announces how a table's rows look from now on.
+    async fn relation(&mut self, relation: Relation) -> Streamed<()> {
+        let Some((number, whole)) = self.find(&relation).await? else {
+            self.relations.insert(relation.oid, Known::Foreign);
+            return Ok(());
+        };
+        let types = self.catalog.types(&relation).await?;
+        let excluded = self.brief.tables.get(number as usize).map(|t| t.exclude_columns.as_slice()).unwrap_or_default();
+        let Some(schema) = self.schemas.get(&number) else { return Ok(()) };
+        let mut reading = relation::read(&relation, schema, excluded, &types);
+        if !self.is_wanted(number) {
+            // It looks as it did before our load. Had it changed since, it would be announced again before its first change that matters.
+            self.relations.insert(relation.oid, Known::Ours { table: number, mapping: reading.mapping, whole });
+            return Ok(());
+        }
+        if !reading.added.is_empty() {
+            let added = std::mem::take(&mut reading.added);
+            let mut drift = self.add_columns(number, &relation, &added, &types).await?;
+            if let Some(schema) = self.schemas.get(&number) {
+                reading = relation::read(&relation, schema, excluded, &types);
+            }
+            drift.append(&mut reading.drift);
+            reading.drift = drift;
+        }
+        if !whole {
+            // A partition has an oid of its own.
+            reading.drift.retain(|d| !d.starts_with("the table was made again"));
+        }
+        self.note_drift(number, reading.drift);
+        if let (Some(cause), Some(schema)) = (reading.unusable, self.schemas.get(&number)) {
+            return Err(parked(schema, self.at(), &cause));
+        }
+        self.relations.insert(relation.oid, Known::Ours { table: number, mapping: reading.mapping, whole });
+        Ok(())
+    }
+
+    /// Which of our tables a relation is, or is a part of.
+    async fn find(&mut self, relation: &Relation) -> Streamed<Option<(u32, bool)>> {
+        let by_oid = |oid: u32| self.schemas.values().find(|s| s.source_oid == oid).map(|s| s.number);
+        let by_name =
+            || self.schemas.values().find(|s| s.source.schema == relation.schema && s.source.name == relation.name).map(|s| s.number);
+        if let Some(number) = by_oid(relation.oid).or_else(by_name) {
+            return Ok(Some((number, true)));
+        }
+        // A publication of the user's own may publish partitions under their own names.
+        let ancestors = self.catalog.ancestors(relation.oid).await?;
+        Ok(ancestors.iter().find_map(|oid| self.schemas.values().find(|s| s.source_oid == *oid)).map(|s| (s.number, false)))
+    }
+
+    /// Adds columns at the destination; returns what only a resync can bring.
+    async fn add_columns(&mut self, number: u32, relation: &Relation, added: &[usize], types: &[String]) -> Streamed<Vec<String>> {
+        // What was read before has the old columns.
+        let at = self.at();
+        self.batch.write(&self.schemas, self.applier.as_mut(), at).await?;
+        let mut drift = Vec::new();
+        for place in added {
+            let Some(mut schema) = self.schemas.get(&number).cloned() else { continue };
+            let (column, kind) = (&relation.columns[*place], types.get(*place).cloned().unwrap_or_default());
+            let known = self.catalog.added(relation.oid, &column.name).await?;
+            if known.unknown {
+                drift.push(format!(
+                    "column {:?} was added with a default that gave each row a value of its own; it needs a resync",
+                    column.name
+                ));
+            }
+            let wanted = self.brief.tables.get(number as usize).and_then(|t| t.columns.iter().find(|c| c.source == column.name));
+            schema.columns.push(Column {
+                source: column.name.clone(),
+                destination: wanted.and_then(|w| w.destination.clone()).unwrap_or_else(|| column.name.clone()),
+                source_type: kind.clone(),
+                source_type_oid: column.type_oid,
+                destination_type: wanted.and_then(|w| w.type_.clone()).unwrap_or_else(|| destination_type(column.type_oid, kind)),
+                not_null: known.not_null,
+                generated: None,
+                binary: false,
+            });
+            match self.applier.add_column(&schema, schema.columns.len() - 1, known.fill.as_deref()).await {
+                Ok(()) => {}
+                Err(Error::Permanent(failure)) => return Err(parked(&schema, self.at(), &failure.message)),
+                Err(error) => return Err(error.into()),
+            }
+            tracing::info!(table = %schema.destination, column = %column.name, "column added at the destination");
+            self.schemas.insert(number, schema);
+            self.batch.touch();
+        }
+        Ok(drift)
+    }
+
+    fn note_drift(&self, number: u32, drift: Vec<String>) {
+        if !drift.is_empty() {
+            let text = format!("{}. Apply a MirrorResync", drift.join("; "));
+            tracing::warn!(table = number, "the source's table has changed: {text}");
+            self.health.send_modify(|h| {
+                h.drift.insert(number, text);
+            });
+        }
+    }
+}
+
+/// A row's change as it was sent.
+enum Sent {
+    Insert(Vec<Cell>),
+    Update(Option<OldRow>, Vec<Cell>),
+    Delete(OldRow),
+}
+
+impl Sent {
+    fn read(self, mapping: &Mapping) -> Option<Change> {
+        match self {
+            Self::Insert(row) => mapping.insert(row),
+            Self::Update(old, row) => mapping.update(old, row),
+            Self::Delete(old) => mapping.delete(old),
+        }
+    }
+}
+
+/// An added column's type at the destination.
+fn destination_type(oid: u32, source: String) -> String {
+    if oid >= FIRST_USER_OID || source.starts_with("reg") { "text".into() } else { source }
+}

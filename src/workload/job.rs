@@ -1,0 +1,180 @@
+//! The Jobs: snapshot, swap, cleanup, forget, check.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        batch::v1::{
+            Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
+            PodFailurePolicyRule,
+        },
+        core::v1::EnvVar,
+    },
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+};
+
+use super::pod::{EPOCH_LABEL, MIRROR_LABEL, PodShape, RESYNC_LABEL, labels, template};
+use crate::{
+    brief::{Brief, DestinationPeer},
+    name,
+    postgres::Connection,
+    report::EXIT_PERMANENT,
+    resync,
+};
+
+/// How long a finished Job and its logs are kept, in seconds. Its result is in the status by then.
+const KEEP_FINISHED: i32 = 3600;
+/// How often a pod of a Job is tried again.
+const RETRIES: i32 = 12;
+
+/// A Job's failure policy: an exit with [`EXIT_PERMANENT`] ends the Job, disruptions of the node cost nothing (Kubernetes docs, "Pod failure policy").
+fn failure_policy() -> PodFailurePolicy {
+    PodFailurePolicy {
+        rules: vec![
+            PodFailurePolicyRule {
+                action: "FailJob".into(),
+                on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
+                    operator: "In".into(),
+                    values: vec![EXIT_PERMANENT.into()],
+                    container_name: None,
+                }),
+                on_pod_conditions: None,
+            },
+            PodFailurePolicyRule {
+                action: "Ignore".into(),
+                on_exit_codes: None,
+                on_pod_conditions: Some(vec![PodFailurePolicyOnPodConditionsPattern {
+                    type_: "DisruptionTarget".into(),
+                    status: "True".into(),
+                }]),
+            },
+        ],
+    }
+}
+
+struct Shape<'a> {
+    brief: &'a Brief,
+    image: &'a str,
+    component: &'a str,
+    args: Vec<String>,
+    memory: (u32, u32),
+}
+
+fn brief_job(name: String, shape: Shape<'_>, owner: &OwnerReference) -> Job {
+    let brief = shape.brief;
+    let epoch = brief.epoch.to_string();
+    let labels = labels(shape.component, &[(MIRROR_LABEL, &brief.mirror), (EPOCH_LABEL, &epoch), (RESYNC_LABEL, &brief.resync)]);
+    let DestinationPeer::Postgres(destination) = &brief.destination;
+    let pod = template(PodShape {
+        labels: labels.clone(),
+        image: shape.image,
+        args: shape.args,
+        env: vec![],
+        brief: Some(name::pipeline(&brief.mirror, brief.epoch)),
+        connections: vec![&brief.source, destination],
+        memory: shape.memory,
+        node_selector: brief.snapshot.node_selector.clone(),
+        restart: "Never",
+    });
+    Job {
+        metadata: ObjectMeta {
+            name: Some(name),
+            namespace: Some(brief.namespace.clone()),
+            labels: Some(labels),
+            owner_references: Some(vec![owner.clone()]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(JobSpec {
+            template: pod,
+            backoff_limit: Some(RETRIES),
+            pod_failure_policy: Some(failure_policy()),
+            ttl_seconds_after_finished: Some(KEEP_FINISHED),
+            ..JobSpec::default()
+        }),
+        ..Job::default()
+    }
+}
+
+/// The Indexed Job that loads: one index a partition.
+pub fn snapshot_job(brief: &Brief, image: &str, partitions: u32, parallelism: u16, suspended: bool, owner: &OwnerReference) -> Job {
+    let shape = Shape { brief, image, component: "snapshot", args: vec!["snapshot".into()], memory: (32, 256) };
+    let mut job = brief_job(resync::job_name(&brief.resync, "snapshot"), shape, owner);
+    if let Some(spec) = &mut job.spec {
+        spec.completion_mode = Some("Indexed".into());
+        spec.completions = Some(i32::try_from(partitions).unwrap_or(i32::MAX));
+        spec.parallelism = Some(parallelism.into());
+        spec.suspend = Some(suspended);
+        spec.backoff_limit = None;
+        spec.backoff_limit_per_index = Some(RETRIES);
+        spec.max_failed_indexes = Some(0);
+    }
+    job
+}
+
+/// The Job that carries and swaps.
+pub fn swap_job(brief: &Brief, image: &str, owner: &OwnerReference) -> Job {
+    let shape = Shape { brief, image, component: "swap", args: vec!["swap".into()], memory: (32, 128) };
+    brief_job(resync::job_name(&brief.resync, "swap"), shape, owner)
+}
+
+/// The Job that removes what a resync has made that does not come to its swap.
+pub fn cleanup_job(brief: &Brief, image: &str, owner: &OwnerReference) -> Job {
+    let shape = Shape { brief, image, component: "cleanup", args: vec!["cleanup".into()], memory: (32, 128) };
+    let mut job = brief_job(resync::job_name(&brief.resync, "cleanup"), shape, owner);
+    if let Some(spec) = &mut job.spec {
+        spec.backoff_limit = Some(5);
+    }
+    job
+}
+
+/// The Job that removes all traces of a Mirror.
+pub fn forget_job(brief: &Brief, image: &str, drop_tables: bool, owner: &OwnerReference) -> Job {
+    let mut args = vec!["forget".to_string()];
+    if drop_tables {
+        args.push("--drop-tables".into());
+    }
+    let shape = Shape { brief, image, component: "forget", args, memory: (32, 128) };
+    brief_job(format!("{}-forget", brief.mirror), shape, owner)
+}
+
+/// The Job that checks a Peer.
+pub fn check_job(
+    namespace: &str,
+    name: &str,
+    peer: &str,
+    connection: &Connection,
+    roles: &str,
+    image: &str,
+    owner: &OwnerReference,
+) -> Job {
+    let labels = labels("check", &[("mirror-operator.io/peer", peer)]);
+    let connection_json = serde_json::to_string(connection).unwrap_or_default();
+    let pod = template(PodShape {
+        labels: labels.clone(),
+        image,
+        args: vec!["check".into(), "--roles".into(), roles.into()],
+        env: vec![EnvVar { name: "MIRROR_PEER".into(), value: Some(connection_json), ..EnvVar::default() }],
+        brief: None,
+        connections: vec![connection],
+        memory: (32, 128),
+        node_selector: BTreeMap::new(),
+        restart: "Never",
+    });
+    Job {
+        metadata: ObjectMeta {
+            name: Some(name.into()),
+            namespace: Some(namespace.into()),
+            labels: Some(labels),
+            owner_references: Some(vec![owner.clone()]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(JobSpec {
+            template: pod,
+            backoff_limit: Some(0),
+            active_deadline_seconds: Some(120),
+            ttl_seconds_after_finished: Some(KEEP_FINISHED),
+            ..JobSpec::default()
+        }),
+        ..Job::default()
+    }
+}

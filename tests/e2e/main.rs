@@ -1,0 +1,11 @@
+//! End to end on a real Kubernetes with real PostgreSQL servers. Run by `make e2e`, on the cluster's node.
+//!
+//! Needs: KUBECONFIG, helm, IMAGE (a reference that the cluster has), and two servers: SOURCE_URL and DESTINATION_URL, superusers' URLs.
+//! Each test has a namespace and two databases of its own, so tests may run at the same time.
+
+mod bad_input;
+mod failures;
+mod life;
+mod rules;
+mod stream;
+mod world;

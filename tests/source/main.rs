@@ -1,0 +1,12 @@
+//! The source's side against real servers: catalog, boundary, snapshot, and whole loads through pipeline and workers.
+//!
+//! `MIRROR_TEST_SOURCE_URL` and `MIRROR_TEST_DESTINATION_URL` name servers with `wal_level = logical` and a superuser; `make test` sets them.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod boundary;
+mod catalog;
+mod fixture;
+mod holders;
+mod load;

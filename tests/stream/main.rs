@@ -1,0 +1,12 @@
+//! The change stream against real servers, named by MIRROR_TEST_SOURCE_URL and MIRROR_TEST_DESTINATION_URL.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod changes;
+mod faults;
+mod schema;
+mod speed;
+#[path = "../support/mod.rs"]
+mod support;
+mod wire;
+mod world;

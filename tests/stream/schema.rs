@@ -1,0 +1,113 @@
+//! Schema changes at the source.
+
+use crate::{
+    support::until,
+    world::{Options, World},
+};
+
+const TWO: &str = "CREATE TABLE a (id int PRIMARY KEY, v int, w text); CREATE TABLE b (id int PRIMARY KEY, v int)";
+
+#[tokio::test]
+async fn an_added_column_is_added_and_filled() {
+    let mut world = World::new("added", &["a"], TWO).await;
+    let running = world.run();
+    world.sql("INSERT INTO public.a VALUES (1, 1, 'x'), (2, 2, 'y'); DELETE FROM public.a WHERE id = 2").await;
+    world.sql("BEGIN; INSERT INTO public.a VALUES (3); ALTER TABLE public.a ADD n text, ADD d numeric(6,2) NOT NULL DEFAULT 7.50, ADD e text DEFAULT 'it''s {a}';
+               INSERT INTO public.a VALUES (4, 4, 'z', 'n', 1, 'e'); COMMIT").await;
+    world.sql("INSERT INTO public.a (id) VALUES (5); UPDATE public.a SET v = 9 WHERE id = 1").await;
+    world.settle(&running).await;
+    let text = world.at_destination("SELECT schema::text FROM _mirror_operator.table").await;
+    world.schemas = vec![serde_json::from_str(&text).unwrap()];
+    assert_eq!(world.schemas[0].columns.len(), 6);
+    assert_eq!(world.same("a").await, 4);
+    assert_eq!(world.at_destination("SELECT concat(n, '|', d, '|', e) FROM public.a WHERE id = 2").await, "|7.50|it's {a}");
+    assert!(running.health.borrow().drift.is_empty());
+    drop(running);
+    // The new columns are known after a restart.
+    let running = world.run();
+    world.sql("UPDATE public.a SET n = 'after'").await;
+    world.settle(&running).await;
+    assert_eq!(world.same("a").await, 4);
+}
+
+#[tokio::test]
+async fn a_column_with_a_value_for_each_row_wants_a_resync() {
+    let world = World::new("volatile", &["a"], TWO).await;
+    let running = world.run();
+    world
+        .sql("INSERT INTO public.a VALUES (1); ALTER TABLE public.a ADD u uuid DEFAULT gen_random_uuid(); INSERT INTO public.a VALUES (2)")
+        .await;
+    world.settle(&running).await;
+    assert!(running.health.borrow().drift[&0].contains("needs a resync"), "{:?}", running.health.borrow().drift);
+    assert_eq!(world.at_destination("SELECT count(u)::text FROM public.a").await, "1");
+}
+
+#[tokio::test]
+async fn a_dropped_column_is_drift_and_the_others_go_on() {
+    let world = World::new("dropped", &["a"], TWO).await;
+    let running = world.run();
+    world.sql("INSERT INTO public.a VALUES (1, 1, 'kept'); ALTER TABLE public.a DROP w; UPDATE public.a SET v = 2; INSERT INTO public.a VALUES (2, 3)").await;
+    world.settle(&running).await;
+    assert_eq!(world.at_destination("SELECT string_agg(concat(id, v, w), ' ' ORDER BY id) FROM public.a").await, "12kept 23");
+    assert!(running.health.borrow().drift[&0].contains("\"w\" was dropped or renamed"), "{:?}", running.health.borrow().drift);
+}
+
+#[tokio::test]
+async fn a_value_that_does_not_fit_parks_its_table_only() {
+    let world = World::new("parked", &["a", "b"], TWO).await;
+    let running = world.run();
+    world.sql("INSERT INTO public.a VALUES (1); INSERT INTO public.b VALUES (1)").await;
+    world.sql("ALTER TABLE public.a ALTER v TYPE bigint").await;
+    world
+        .sql("BEGIN; INSERT INTO public.a VALUES (2, 7000000000); INSERT INTO public.b VALUES (2); COMMIT; INSERT INTO public.b VALUES (3)")
+        .await;
+    world.settle(&running).await;
+    assert_eq!(world.same("b").await, 3);
+    let parked = world.at_destination("SELECT parked FROM _mirror_operator.table WHERE number = 0").await;
+    for part in ["public.a", "column \"v\"", "SQLSTATE 22003", "in the transactions up to ", "apply a MirrorResync"] {
+        assert!(parked.contains(part), "{parked}");
+    }
+    assert!(!parked.contains("7000000000"), "a row's value is in {parked:?}");
+    assert!(running.health.borrow().drift[&0].contains("is bigint at the source, it was integer"));
+    assert_eq!(world.at_destination("SELECT count(*)::text FROM public.a WHERE id > 1").await, "0");
+}
+
+#[tokio::test]
+async fn excluded_and_generated_columns_do_not_travel() {
+    let ddl = "CREATE TABLE a (secret text, id int PRIMARY KEY, twice int GENERATED ALWAYS AS (id * 2) STORED, v text)";
+    let world = World::with("excluded", &["a"], ddl, Options { soft: true, excluded: vec!["secret".into()] }).await;
+    let running = world.run();
+    world.sql("INSERT INTO public.a (secret, id, v) VALUES ('s', 4, 'v')").await;
+    world.settle(&running).await;
+    assert_eq!(world.at_destination("SELECT concat(id, twice, v, secret) FROM public.a").await, "48v");
+    assert!(running.health.borrow().drift.is_empty());
+}
+
+#[tokio::test]
+async fn changes_before_a_tables_gate_are_not_applied_to_it() {
+    let world = World::new("gate", &["a", "b"], TWO).await;
+    world.sql("INSERT INTO public.a VALUES (1); INSERT INTO public.b VALUES (1)").await;
+    let gate = world.source_lsn().await;
+    world.sql("INSERT INTO public.a VALUES (2); INSERT INTO public.b VALUES (2)").await;
+    world.destination.batch_execute(&format!("UPDATE _mirror_operator.table SET gate_lsn = '{gate}' WHERE number = 0")).await.unwrap();
+    let running = world.run();
+    world.settle(&running).await;
+    assert_eq!(world.at_destination("SELECT string_agg(id::text, ' ') FROM public.a").await, "2");
+    assert_eq!(world.same("b").await, 2);
+}
+
+#[tokio::test]
+async fn partitions_published_under_their_own_names_reach_their_table() {
+    let ddl = "CREATE TABLE p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+               CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10); CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20)";
+    let world = World::new("partitions", &["p"], ddl).await;
+    let running = world.run();
+    world.sql("INSERT INTO public.p VALUES (1, 'a'), (11, 'b'); UPDATE public.p SET id = 12 WHERE id = 1").await;
+    world.settle(&running).await;
+    assert_eq!(world.same("p").await, 2);
+    world.sql("TRUNCATE public.p1").await;
+    until("the table is parked", async || {
+        world.at_destination("SELECT coalesce(parked, '') FROM _mirror_operator.table").await.contains("partition")
+    })
+    .await;
+}
