@@ -8,4 +8,5 @@ mod contract;
 mod fixture;
 mod on_postgres;
 mod proxy;
+mod speed;
 mod swap;
