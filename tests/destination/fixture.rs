@@ -16,8 +16,6 @@ use mirror_operator::{
 pub trait Fixture: Clone + Send + Sync + 'static {
     /// An empty database.
     async fn new() -> Self;
-    /// Another one that holds what this one holds. Nobody may be connected to this one.
-    async fn copy(&self) -> Self;
     /// The brief of an epoch, with defaults for everything else.
     fn brief(&self, epoch: u32) -> Brief;
     /// The same through a network that cuts the connection after the request with this number was done; returns whether that has happened.
@@ -26,8 +24,10 @@ pub trait Fixture: Clone + Send + Sync + 'static {
     async fn run(&self, sql: &str);
     /// The rows of a query as texts, `∅` for NULL, columns joined by `|`, in order.
     async fn rows(&self, sql: &str) -> Vec<String>;
-    /// Ends the sessions of a mirror.
-    async fn kill_sessions(&self);
+    /// Names of all tables outside the ledger, in order.
+    async fn tables(&self) -> Vec<String>;
+    /// Removes the ledger as if it had never been there.
+    async fn forget_ledger(&self);
 }
 
 /// Opens an epoch.

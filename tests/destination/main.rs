@@ -5,7 +5,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod carry;
 mod contract;
 mod fixture;
 mod on_postgres;
 mod proxy;
+mod swap;

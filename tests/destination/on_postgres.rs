@@ -1,5 +1,7 @@
 //! PostgreSQL under the suite: each test has a database of its own.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use mirror_operator::{
     api::{mirror, resync},
@@ -10,21 +12,27 @@ use tokio_postgres::SimpleQueryMessage;
 
 use crate::{fixture::Fixture, proxy::Proxy, support};
 
-/// One database.
+/// One database; it goes with the last of its clones.
 #[derive(Clone)]
 pub struct OnPostgres {
     pub to: Connection,
+    _guard: Arc<Guard>,
+}
+
+struct Guard(String);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(&self.0));
+        // The test's own runtime cannot be waited for from here.
+        let end = move || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(administer(&sql));
+        let _ = std::thread::spawn(end).join();
+    }
 }
 
 pub const MIRROR_UID: &str = "0a1b2c3d-0000-4000-8000-000000000001";
 
 impl OnPostgres {
-    fn unnamed() -> Self {
-        let mut to = support::server("MIRROR_TEST_DESTINATION_URL");
-        to.database = format!("mo_test_{}_{}", std::process::id(), support::unique());
-        Self { to }
-    }
-
     /// A session of a reader.
     pub async fn client(&self) -> tokio_postgres::Client {
         postgres::connect(&self.to, "reader").await.unwrap()
@@ -39,18 +47,11 @@ async fn administer(sql: &str) {
 #[async_trait]
 impl Fixture for OnPostgres {
     async fn new() -> Self {
-        let new = Self::unnamed();
-        administer(&format!("CREATE DATABASE {}", ident(&new.to.database))).await;
-        new
-    }
-
-    async fn copy(&self) -> Self {
-        let new = Self::unnamed();
-        self.kill_sessions().await;
-        let end = format!("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{}'", self.to.database);
-        administer(&end).await;
-        administer(&format!("CREATE DATABASE {} TEMPLATE {}", ident(&new.to.database), ident(&self.to.database))).await;
-        new
+        let mut to = support::server("MIRROR_TEST_DESTINATION_URL");
+        to.database = format!("mo_test_{}_{}", std::process::id(), support::unique());
+        administer(&format!("CREATE DATABASE {}", ident(&to.database))).await;
+        let _guard = Arc::new(Guard(to.database.clone()));
+        Self { to, _guard }
     }
 
     fn brief(&self, epoch: u32) -> Brief {
@@ -101,7 +102,11 @@ impl Fixture for OnPostgres {
         rows
     }
 
-    async fn kill_sessions(&self) {
-        self.run("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'mo %'").await;
+    async fn tables(&self) -> Vec<String> {
+        self.rows("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1").await
+    }
+
+    async fn forget_ledger(&self) {
+        self.run("DROP SCHEMA _mirror_operator CASCADE").await;
     }
 }

@@ -57,7 +57,7 @@ async fn connection(client: TcpStream, server: TcpStream, seen: Arc<AtomicU32>, 
     up.abort();
 }
 
-/// Forwards requests message by message (PostgreSQL docs, "Message Formats"): a query, or the Sync that ends an extended one, is one request.
+/// Forwards requests message by message (PostgreSQL docs, "Message Formats"). Query and Execute count: they are what changes anything.
 async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, seen: Arc<AtomicU32>, cut_at: u32, mute: watch::Sender<bool>) {
     let mut started = false;
     let mut message = Vec::new();
@@ -72,7 +72,7 @@ async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, seen: Arc<Ato
         if from.read_exact(&mut message[head..]).await.is_err() {
             return;
         }
-        if started && matches!(message[0], b'Q' | b'S') && seen.fetch_add(1, Ordering::SeqCst) + 1 == cut_at {
+        if started && matches!(message[0], b'Q' | b'E') && seen.fetch_add(1, Ordering::SeqCst) + 1 == cut_at {
             let _ = mute.send(true);
         }
         started = true;

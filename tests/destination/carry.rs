@@ -1,0 +1,129 @@
+//! What is carried from the old tables, on PostgreSQL.
+
+use mirror_operator::{
+    destination::{Destination, Error},
+    report::TableReport,
+    table::{Identity, TableSchema},
+};
+
+use crate::{
+    fixture::{Fixture, from_loaded, open, table, until_loaded, whole},
+    on_postgres::OnPostgres,
+};
+
+fn people(columns: &[&str]) -> TableSchema {
+    table(0, "people", columns)
+}
+
+const COLUMNS: &[&str] = &["id bigint!", "name text"];
+const ROWS: &str = "SELECT id, name, \"_PEERDB_IS_DELETED\" FROM public.people ORDER BY 1";
+
+/// A first epoch with rows 1 to 4, of which 2 and 3 were deleted a day later, at a known time.
+async fn history() -> OnPostgres {
+    let place = OnPostgres::new().await;
+    whole(&*open(&place.brief(1)).await, &[(people(COLUMNS), &["1\tone", "2\ttwo", "3\tthree", "4\tfour"])]).await;
+    place
+        .run("UPDATE public.people SET \"_PEERDB_IS_DELETED\" = true, \"_PEERDB_SYNCED_AT\" = '2024-02-29 12:00:00.123456Z' WHERE id IN (2, 3)")
+        .await;
+    place
+}
+
+async fn only_report(at: &dyn Destination) -> TableReport {
+    at.progress().await.unwrap().1.remove(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_rows_keep_their_time_missing_ones_are_flagged_now_and_reinserted_ones_stay_alive() {
+    let place = history().await;
+    let at = open(&place.brief(2)).await;
+    // 3 was inserted again; 4 is gone and its delete was never seen.
+    whole(&*at, &[(people(COLUMNS), &["1\tone", "3\tthree again"])]).await;
+    assert_eq!(place.rows(ROWS).await, ["1|one|f", "2|two|t", "3|three again|f", "4|four|t"]);
+    let times = "SELECT id, CASE WHEN \"_PEERDB_SYNCED_AT\" = begun_at THEN 'begun' ELSE \"_PEERDB_SYNCED_AT\"::text END FROM public.people,
+                 _mirror_operator.epoch WHERE epoch = 2 AND id IN (2, 4) ORDER BY 1";
+    assert_eq!(place.rows(times).await, ["2|2024-02-29 12:00:00.123456+00", "4|begun"]);
+    let report = only_report(&*at).await;
+    assert_eq!((report.rows_loaded, report.carried_deleted, report.carried_missing, report.note), (2, 1, 1, None));
+    // And once more: what was carried is carried on.
+    whole(&*open(&place.brief(3)).await, &[(people(COLUMNS), &["1\tone"])]).await;
+    assert_eq!(place.rows(ROWS).await, ["1|one|f", "2|two|t", "3|three again|t", "4|four|t"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_kind_of_row_can_be_left_behind() {
+    for (soft_deleted, missing, expected) in
+        [(true, false, &["1|one|f", "2|two|t", "3|three|t"][..]), (false, true, &["1|one|f", "4|four|t"]), (false, false, &["1|one|f"])]
+    {
+        let place = history().await;
+        let mut brief = place.brief(2);
+        (brief.carry.soft_deleted, brief.carry.missing) = (soft_deleted, missing);
+        whole(&*open(&brief).await, &[(people(COLUMNS), &["1\tone"])]).await;
+        assert_eq!(place.rows(ROWS).await, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_are_matched_by_name_and_cast_to_their_new_types() {
+    let place = history().await;
+    let at = open(&place.brief(2)).await;
+    // The key is a text now, `name` is gone, and `born` is new and NOT NULL, for which carried rows have no value.
+    whole(&*at, &[(people(&["id text!", "born date!"]), &["1\t2000-01-01"])]).await;
+    assert_eq!(place.rows("SELECT id, born, \"_PEERDB_IS_DELETED\" FROM public.people ORDER BY 1").await, ["1|2000-01-01|f", "2|∅|t", "3|∅|t", "4|∅|t"]);
+    let note = only_report(&*at).await.note.unwrap();
+    assert!(note.contains("\"born\""), "{note}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_not_null_column_stays_so_when_nothing_is_carried() {
+    let place = history().await;
+    let at = open(&place.brief(2)).await;
+    let all = ["1\t2000-01-01", "2\t2000-01-01", "3\t2000-01-01", "4\t2000-01-01"];
+    whole(&*at, &[(people(&["id bigint!", "born date!"]), &all)]).await;
+    let not_null = "SELECT attnotnull FROM pg_attribute WHERE attrelid = 'public.people'::regclass AND attname = 'born'";
+    assert_eq!((place.rows(not_null).await, only_report(&*at).await.note), (vec!["t".to_string()], None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_does_not_fit_its_new_type_is_found_before_anything_is_dropped() {
+    let place = history().await;
+    let at = open(&place.brief(2)).await;
+    until_loaded(&*at, &[(people(&["id bigint!", "name uuid"]), &["1\t\\N"])]).await;
+    let Err(Error::Permanent(failure)) = from_loaded(&*at).await else { panic!() };
+    assert_eq!(failure.reason, "CarryCast");
+    assert!(failure.message.contains("\"name\" from text to uuid") && !failure.message.contains("two"), "{}", failure.message);
+    assert_eq!(place.rows("SELECT count(*) FROM public.people").await, ["4"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nothing_can_be_carried_a_note_says_why() {
+    let keyless = TableSchema { identity: Identity::FullRow, ..people(COLUMNS) };
+    let other_key = people(&["number bigint!", "name text"]);
+    for (schema, words) in [(keyless, "no key"), (other_key, "key column \"number\"")] {
+        let place = history().await;
+        let at = open(&place.brief(2)).await;
+        whole(&*at, &[(schema, &["1\tone"])]).await;
+        let report = only_report(&*at).await;
+        assert!(report.note.as_ref().is_some_and(|n| n.contains(words)), "{report:?}");
+        assert_eq!((report.carried_deleted, report.carried_missing), (0, 0));
+        assert_eq!(place.rows("SELECT count(*) FROM public.people").await, ["1"]);
+    }
+    let place = history().await;
+    let mut brief = place.brief(2);
+    brief.soft_delete.enabled = false;
+    let at = open(&brief).await;
+    whole(&*at, &[(people(COLUMNS), &["1\tone"])]).await;
+    assert!(only_report(&*at).await.note.unwrap().contains("soft deletes are off"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_row_that_clashes_with_a_new_one_in_a_unique_index_is_left_out_and_counted() {
+    let place = history().await;
+    place.run("CREATE UNIQUE INDEX people_name ON public.people (name)").await;
+    let at = open(&place.brief(2)).await;
+    // Row 5 has the name that row 2 had.
+    whole(&*at, &[(people(COLUMNS), &["1\tone", "5\ttwo"])]).await;
+    assert_eq!(place.rows(ROWS).await, ["1|one|f", "3|three|t", "4|four|t", "5|two|f"]);
+    let report = only_report(&*at).await;
+    assert_eq!((report.carried_deleted, report.carried_missing), (1, 1));
+    assert!(report.note.unwrap().starts_with("1 rows were not carried"));
+}
