@@ -1,5 +1,7 @@
 //! The chart renders what is stored beside this file, and its schema refuses what it should. Needs helm; no cluster.
 
+#![allow(clippy::unwrap_used, missing_docs)]
+
 use std::process::Command;
 
 #[test]

@@ -39,7 +39,8 @@ async fn deleted_rows_keep_their_time_missing_ones_are_flagged_now_and_reinserte
     // 3 was inserted again; 4 is gone and its delete was never seen.
     whole(&*at, &[(people(COLUMNS), &["1\tone", "3\tthree again"])]).await;
     assert_eq!(place.rows(ROWS).await, ["1|one|f", "2|two|t", "3|three again|f", "4|four|t"]);
-    let times = "SELECT id, CASE WHEN \"_PEERDB_SYNCED_AT\" = begun_at THEN 'begun' ELSE \"_PEERDB_SYNCED_AT\"::text END FROM public.people,
+    let times =
+        "SELECT id, CASE WHEN \"_PEERDB_SYNCED_AT\" = begun_at THEN 'begun' ELSE \"_PEERDB_SYNCED_AT\"::text END FROM public.people,
                  _mirror_operator.epoch WHERE epoch = 2 AND id IN (2, 4) ORDER BY 1";
     assert_eq!(place.rows(times).await, ["2|2024-02-29 12:00:00.123456+00", "4|begun"]);
     let report = only_report(&*at).await;
@@ -68,7 +69,10 @@ async fn columns_are_matched_by_name_and_cast_to_their_new_types() {
     let at = open(&place.brief(2)).await;
     // The key is a text now, `name` is gone, and `born` is new and NOT NULL, for which carried rows have no value.
     whole(&*at, &[(people(&["id text!", "born date!"]), &["1\t2000-01-01"])]).await;
-    assert_eq!(place.rows("SELECT id, born, \"_PEERDB_IS_DELETED\" FROM public.people ORDER BY 1").await, ["1|2000-01-01|f", "2|∅|t", "3|∅|t", "4|∅|t"]);
+    assert_eq!(
+        place.rows("SELECT id, born, \"_PEERDB_IS_DELETED\" FROM public.people ORDER BY 1").await,
+        ["1|2000-01-01|f", "2|∅|t", "3|∅|t", "4|∅|t"]
+    );
     let note = only_report(&*at).await.note.unwrap();
     assert!(note.contains("\"born\""), "{note}");
 }

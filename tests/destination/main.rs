@@ -1,5 +1,7 @@
 //! The contract suite of destinations: every implementation goes through every part of it.
 
+#![allow(clippy::unwrap_used, missing_docs)]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -60,9 +60,8 @@ async fn connection(client: TcpStream, server: TcpStream, seen: Arc<AtomicU32>, 
 /// Forwards requests message by message (PostgreSQL docs, "Message Formats"). Query and Execute count: they are what changes anything.
 async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, seen: Arc<AtomicU32>, cut_at: u32, mute: watch::Sender<bool>) {
     let mut started = false;
-    let mut message = Vec::new();
     loop {
-        message.resize(if started { 5 } else { 4 }, 0);
+        let mut message = vec![0; if started { 5 } else { 4 }];
         if from.read_exact(&mut message).await.is_err() {
             return;
         }

@@ -192,9 +192,11 @@ async fn an_index_on_a_column_that_is_gone_is_left_out_with_a_note() {
 async fn views_follow_and_keep_their_grants() {
     let place = first_epoch().await;
     place
-        .run("CREATE VIEW public.direct WITH (security_barrier) AS SELECT * FROM public.a; GRANT SELECT ON public.direct TO PUBLIC;
+        .run(
+            "CREATE VIEW public.direct WITH (security_barrier) AS SELECT * FROM public.a; GRANT SELECT ON public.direct TO PUBLIC;
               CREATE VIEW public.above AS SELECT d.version AS x, b.version AS y FROM public.direct d JOIN public.b USING (id);
-              COMMENT ON VIEW public.above IS 'two'")
+              COMMENT ON VIEW public.above IS 'two'",
+        )
         .await;
     let looks = "SELECT relname, relacl, reloptions, obj_description(oid, 'pg_class') FROM pg_class WHERE relkind = 'v' AND relnamespace = 'public'::regnamespace ORDER BY 1";
     let before = place.rows(looks).await;
@@ -309,7 +311,9 @@ async fn generated_columns_are_computed_and_a_role_without_rights_is_told_the_cu
     assert!(cures.contains(&format!("GRANT USAGE, CREATE ON SCHEMA \"public\" TO \"{role}\"")), "{cures}");
     assert!(matches!(at.begin().await, Err(Error::Permanent(f)) if f.reason == "PermissionDenied"));
     // What the cure says is enough.
-    fresh.run(&format!("GRANT CREATE ON DATABASE \"{}\" TO {role}; GRANT USAGE, CREATE ON SCHEMA public TO {role}", fresh.to.database)).await;
+    fresh
+        .run(&format!("GRANT CREATE ON DATABASE \"{}\" TO {role}; GRANT USAGE, CREATE ON SCHEMA public TO {role}", fresh.to.database))
+        .await;
     assert_eq!(at.preflight(&[a()]).await.unwrap(), vec![]);
     for epoch in 1..3 {
         let mut brief = brief.clone();

@@ -36,6 +36,24 @@ async fn loading(world: &World, resync: &str) {
     .await;
 }
 
+/// Kills what runs of a component; awaits that something does.
+async fn kill(world: &World, component: &str) {
+    until(&format!("a container of {component} to kill"), LIMIT, || async {
+        if world.kill(component).await > 0 { Ok(()) } else { Err("none runs".into()) }
+    })
+    .await;
+}
+
+/// Awaits that so many sessions hold the snapshot: the pipeline's two and those of workers.
+async fn holders(world: &World, wanted: i64) {
+    until("sessions hold the snapshot", LIMIT, || async {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend' AND backend_xmin IS NOT NULL AND application_name LIKE 'mo %'";
+        let held: i64 = world.source.query_one(sql, &[]).await.map_err(|e| e.to_string())?.get(0);
+        if held >= wanted { Ok(()) } else { Err(format!("{held} sessions")) }
+    })
+    .await;
+}
+
 async fn equal(world: &World) {
     world.equal("wide", "id, a, b").await;
     world.equal("small", "id").await;
@@ -46,9 +64,9 @@ async fn killing_workers_pipeline_and_swap_in_mid_resync_loses_nothing() {
     let world = wide("kills", 100_000).await;
     world.apply(world.resync("again", "m", slow())).await.unwrap();
     loading(&world, "again").await;
-    assert!(world.kill("snapshot").await > 0);
-    loading(&world, "again").await;
-    assert!(world.kill("pipeline").await > 0);
+    kill(&world, "snapshot").await;
+    holders(&world, 3).await;
+    kill(&world, "pipeline").await;
     world.source.batch_execute("UPDATE wide SET a = 'during' WHERE id % 100 = 0; DELETE FROM wide WHERE id % 1000 = 1").await.unwrap();
     until("the swap has begun", LIMIT, || async {
         if world.kill("swap").await > 0 {
@@ -78,7 +96,7 @@ async fn a_stream_whose_pod_is_killed_again_and_again_applies_each_change_once()
                 .await
                 .unwrap();
         }
-        assert!(world.kill("pipeline").await > 0);
+        kill(&world, "pipeline").await;
         let killed = Instant::now();
         world.source.batch_execute(&format!("INSERT INTO small VALUES ({})", 1000 + round)).await.unwrap();
         equal(&world).await;

@@ -3,6 +3,8 @@
 //! Needs: KUBECONFIG, helm, IMAGE (a reference that the cluster has), and two servers: SOURCE_URL and DESTINATION_URL, superusers' URLs.
 //! Each test has a namespace and two databases of its own, so tests may run at the same time.
 
+#![allow(clippy::unwrap_used, missing_docs)]
+
 mod bad_input;
 mod failures;
 mod life;

@@ -2,6 +2,8 @@
 //!
 //! `MIRROR_TEST_SOURCE_URL` and `MIRROR_TEST_DESTINATION_URL` name servers with `wal_level = logical` and a superuser; `make test` sets them.
 
+#![allow(clippy::unwrap_used, missing_docs)]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -1,49 +1,101 @@
-//! What the test suites share: where the servers are.
+//! Servers for tests: named by URLs in the environment.
 
-#![allow(dead_code, reason = "each suite uses its part")]
+#![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use mirror_operator::{
     api::peer::TlsMode,
-    postgres::{Connection, connect::SecretFile},
+    postgres::{Connection, connect, connect::SecretFile, ident},
 };
+use tokio_postgres::Client;
 
-/// The server that a variable names, as `postgres://user:password@host:port/database`.
-pub fn server(variable: &str) -> Connection {
+pub const SOURCE: &str = "MIRROR_TEST_SOURCE_URL";
+pub const DESTINATION: &str = "MIRROR_TEST_DESTINATION_URL";
+
+/// The server that an environment variable names: `postgres://user:password@host:port/database`.
+pub fn connection(variable: &str) -> Connection {
     let url = std::env::var(variable)
-        .unwrap_or_else(|_| panic!("set {variable} to postgres://user:password@host:port/database; `make test` does"));
-    parse(&url).unwrap_or_else(|| panic!("{variable} is not of the form postgres://user:password@host:port/database"))
-}
-
-fn parse(url: &str) -> Option<Connection> {
-    let (login, place) = url.strip_prefix("postgres://")?.rsplit_once('@')?;
-    let (address, database) = place.split_once('/')?;
-    let (host, port) = address.rsplit_once(':')?;
-    let (user, password) = login.split_once(':').unwrap_or((login, ""));
-    Some(Connection {
-        peer: "test".into(),
+        .unwrap_or_else(|_| panic!("set {variable} to postgres://user:password@host:port/database of a test server"));
+    let parsed = || {
+        let (user, rest) = url.strip_prefix("postgres://")?.split_once(':')?;
+        let (password, rest) = rest.rsplit_once('@')?;
+        let (address, database) = rest.split_once('/')?;
+        let (host, port) = address.rsplit_once(':')?;
+        Some((user, password, host, port.parse().ok()?, database))
+    };
+    let (user, password, host, port, database) = parsed().unwrap_or_else(|| panic!("{variable} is not of that form"));
+    Connection {
+        peer: variable.to_string(),
         host: host.into(),
-        port: port.parse().ok()?,
+        port,
         database: database.into(),
         user: user.into(),
-        password: (!password.is_empty()).then(|| secret(password)),
-        tls: TlsMode::Disable,
+        password: Some(secret(password)),
+        tls: TlsMode::Prefer,
         ca: None,
         client_certificate: None,
         connect_timeout_millis: 10_000,
-    })
+    }
 }
 
-/// A secret as the kubelet would mount it.
-pub fn secret(text: &str) -> SecretFile {
-    let path = std::env::temp_dir().join(format!("mirror-operator-test-{}-{}", std::process::id(), unique()));
-    std::fs::write(&path, text).unwrap();
-    SecretFile { path, secret: "test".into(), key: "password".into() }
+/// The same, without TLS.
+pub fn server(variable: &str) -> Connection {
+    Connection { tls: TlsMode::Disable, ..connection(variable) }
 }
 
 /// A number that no other caller in this process has.
 pub fn unique() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A text as a mounted secret.
+pub fn secret(text: &str) -> SecretFile {
+    let name = format!("mirror-test-secret-{}-{}", std::process::id(), unique());
+    let path: PathBuf = std::env::temp_dir().join(name);
+    std::fs::write(&path, text).unwrap();
+    SecretFile { path, secret: "test".into(), key: "password".into() }
+}
+
+/// Makes an empty database, in place of an older one, and returns how to reach it.
+pub async fn database(variable: &str, name: &str) -> Connection {
+    remove_database(variable, name).await;
+    let mut to = connection(variable);
+    let client = connect(&to, "test").await.unwrap();
+    client.batch_execute(&format!("CREATE DATABASE {}", ident(name))).await.unwrap();
+    to.database = name.into();
+    to
+}
+
+/// Removes a database with its slots. They count for the whole server.
+pub async fn remove_database(variable: &str, name: &str) {
+    let client = connect(&connection(variable), "test").await.unwrap();
+    let end = format!("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = '{name}' AND active");
+    let drop_slots = format!("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = '{name}'");
+    until("the slots are dropped", async || {
+        client.batch_execute(&end).await.unwrap();
+        client.batch_execute(&drop_slots).await.is_ok()
+    })
+    .await;
+    client.batch_execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name))).await.unwrap();
+}
+
+/// Waits for a condition, five minutes at most.
+pub async fn until<F: AsyncFnMut() -> bool>(what: &str, mut holds: F) {
+    for _ in 0..6000 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("waited in vain until {what}");
+}
+
+/// The single value of a query, as text.
+pub async fn value(client: &Client, sql: &str) -> String {
+    client.query_one(sql, &[]).await.unwrap_or_else(|e| panic!("{sql}: {e:?}")).get::<_, Option<String>>(0).unwrap_or_default()
 }
