@@ -14,9 +14,10 @@ const GONE: u64 = 50_000;
 
 /// The table of the figures in bench/: an identity key, numbers, dates and strings of 32 characters.
 fn firenibble() -> TableSchema {
-    let columns = ["bigint!", "bigint", "bigint", "integer", "double_precision", "double_precision", "double_precision", "double_precision"]
-        .into_iter()
-        .chain(["varchar", "varchar", "date", "date", "date", "varchar", "varchar", "varchar"]);
+    let columns =
+        ["bigint!", "bigint", "bigint", "integer", "double_precision", "double_precision", "double_precision", "double_precision"]
+            .into_iter()
+            .chain(["varchar", "varchar", "date", "date", "date", "varchar", "varchar", "varchar"]);
     let columns: Vec<String> = columns.enumerate().map(|(i, type_)| format!("f{i} {type_}")).collect();
     let mut schema = table(0, "firenibble", &columns.iter().map(String::as_str).collect::<Vec<_>>());
     for column in &mut schema.columns {
@@ -65,7 +66,10 @@ async fn five_million_rows_are_sealed_carried_and_swapped() {
         at.drop_retired().await.unwrap();
         println!("drop: {:?}", lap.elapsed());
     }
-    assert_eq!(place.rows("SELECT count(*), count(*) FILTER (WHERE \"_PEERDB_IS_DELETED\") FROM public.firenibble").await, ["5000000|50000"]);
+    assert_eq!(
+        place.rows("SELECT count(*), count(*) FILTER (WHERE \"_PEERDB_IS_DELETED\") FROM public.firenibble").await,
+        ["5000000|50000"]
+    );
 }
 
 /// The longest of a reader's queries, one a millisecond for three seconds.

@@ -214,7 +214,10 @@ async fn replaceable(session: &Session<'_>, at: &Postgres, table: &TableSchema, 
     for what in dependents::obstacles(session.client(), live.oid, &columns).await? {
         found.push(failure(
             "DependentObject",
-            format!("{} cannot be replaced without losing this: {what}. Drop it before the resync and make it again after", table.destination),
+            format!(
+                "{} cannot be replaced without losing this: {what}. Drop it before the resync and make it again after",
+                table.destination
+            ),
         ));
     }
     Ok(())
@@ -232,7 +235,8 @@ async fn owners(session: &Session<'_>, to: &Connection, table: &TableSchema, liv
         let (what, owner): (&str, &str) = (row.get(0), row.get(1));
         if !row.get::<_, bool>(2) {
             let cure = format!("GRANT {} TO {};", ident(owner), ident(&to.user));
-            let message = format!("{what} belongs to role {owner:?}, so role {:?} cannot replace it. Run at the destination: {cure}", to.user);
+            let message =
+                format!("{what} belongs to role {owner:?}, so role {:?} cannot replace it. Run at the destination: {cure}", to.user);
             found.push(failure("PermissionDenied", message));
         } else if owner != to.user && !row.get::<_, bool>(3) {
             let cure = format!("GRANT CREATE ON SCHEMA {} TO {};", ident(&table.destination.schema), ident(owner));
