@@ -125,12 +125,13 @@ async fn known(tx: &Transaction<'_>, brief: &Brief) -> Result<bool, Error> {
     Ok(tx.query_one(sql, &[&brief.mirror_uid]).await.at("reading the ledger")?.get(0))
 }
 
+/// A caller whose reply was lost may still be at it: whoever comes second finds nothing to drop.
 async fn drop_tables(tx: &Transaction<'_>, tables: &[String]) -> Result<(), Error> {
     if tables.is_empty() {
         return Ok(());
     }
     let names = tables.join(", ");
-    match tx.batch_execute(&format!("{WAIT}; DROP TABLE {names}")).await {
+    match tx.batch_execute(&format!("{WAIT}; DROP TABLE IF EXISTS {names}")).await {
         Err(error) if lock_not_granted(&error) => {
             Err(Error::Transient(format!("{names} cannot be dropped yet: other sessions still use them. It is tried again")))
         }
