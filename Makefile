@@ -7,8 +7,8 @@ SHELL := bash
 # cluster can pull; e2e also needs SOURCE_URL and DESTINATION_URL, superusers' URLs of two servers that pods and this machine
 # reach, and the password of their superuser `postgres` in PGPASSWORD.
 CLUSTER ?= local
-# Versions of PostgreSQL: those of the contract tests, and those of the end-to-end tests' two servers.
-POSTGRES ?= 14 15 16 17 18
+# Versions of PostgreSQL: those of the contract tests (14 to 18 serve), and those of the end-to-end tests' two servers.
+POSTGRES ?= 15 18
 SOURCE_POSTGRES ?= 15
 DESTINATION_POSTGRES ?= 15
 export PGPASSWORD ?= testbed-secret
