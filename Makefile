@@ -79,6 +79,13 @@ e2e: $(needs_cluster) ## end-to-end tests on a real Kubernetes
 	@$(step) "chart install" $(on_node) $(testbed)/install-chart
 	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(SOURCE_URL) DESTINATION_URL=$(DESTINATION_URL) \
 	  cargo test --locked --offline --test e2e -- --test-threads=1 $(TEST)
+ifneq ($(CLUSTER)$(TEST),existing)
+ifeq ($(TEST),)
+	@$(step) "e2e servers, 18 and 17" bash -ec '$(postgres) up source-18 18 5438 --on-node; $(postgres) up destination-17 17 5437 --on-node'
+	@$(step) "e2e tests, 18 to 17" $(on_node) env SOURCE_URL=$$($(postgres) url source-18) DESTINATION_URL=$$($(postgres) url destination-17) \
+	  cargo test --locked --offline --test e2e -- --test-threads=1 a_resync_picks_up key_changes_toast changes_made_while
+endif
+endif
 
 # On the cluster's node; what tests start there themselves must have been installed before.
 .PHONY: servers
