@@ -197,7 +197,8 @@ async fn deleting_a_resync_before_its_swap_leaves_no_slot_shadow_or_job_and_the_
     assert_eq!(world.tables("public").await, ["customers", "orders"]);
     assert_eq!(world.slots().await, Vec::<String>::new());
     until("its pods are gone", LIMIT, || async {
-        let left = world.pods("snapshot").await.len() + world.pods("swap").await.len();
+        let pods = [world.pods("snapshot").await, world.pods("swap").await].concat();
+        let left = pods.iter().filter(|p| p.metadata.labels.as_ref().is_some_and(|l| l["mirror-operator.io/resync"] == "doomed")).count();
         if left == 0 { Ok(()) } else { Err(format!("{left} left")) }
     })
     .await;

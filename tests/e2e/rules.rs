@@ -26,8 +26,12 @@ async fn kubectl_apply_refuses_what_the_schema_can_know() {
         "65535",
     )
     .await;
-    refused(&world, peer(json!({ "roles": ["Source", "Source"], "postgres": { "host": "h", "database": "d", "user": "u" } })), "Duplicate")
-        .await;
+    refused(
+        &world,
+        peer(json!({ "roles": ["Source", "Source"], "postgres": { "host": "h", "database": "d", "user": "u" } })),
+        "duplicate entries",
+    )
+    .await;
     let tls = json!({ "mode": "Require", "caSecretRef": { "name": "ca", "key": "ca.crt" } });
     refused(
         &world,
