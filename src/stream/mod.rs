@@ -73,7 +73,7 @@ async fn keep_streaming(brief: &Brief, destination: &dyn Destination, health: &w
         }
         health.send_modify(|h| {
             h.stream.connected = false;
-            h.stream.slot_lost = advice.slot_lost.clone().or(h.stream.slot_lost.take());
+            h.stream.slot_lost = h.stream.slot_lost.take().or(advice.slot_lost.clone());
             h.failure = advice.failure.clone();
         });
         if let Some(failure) = &advice.failure {

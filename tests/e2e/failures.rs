@@ -228,9 +228,12 @@ async fn a_slot_that_was_invalidated_is_reported_and_healed_by_a_resync() {
     world.source.batch_execute("ALTER SYSTEM RESET max_slot_wal_keep_size").await.unwrap();
     world.source.batch_execute("SELECT pg_reload_conf()").await.unwrap();
     world.apply(world.mirror("m", &["public.wide", "public.small"], json!({ "suspend": false }))).await.unwrap();
-    let mirror = world.condition("m", "ResyncRequired", "True", LIMIT).await;
-    let said = format!("{:?}", mirror.status.unwrap().conditions);
-    assert!(said.contains("max_slot_wal_keep_size"), "{said}");
+    until("the Mirror names the cause", LIMIT, || async {
+        let mirror = world.condition("m", "ResyncRequired", "True", LIMIT).await;
+        let said = format!("{:?}", mirror.status.unwrap().conditions);
+        if said.contains("max_slot_wal_keep_size") { Ok(()) } else { Err(said) }
+    })
+    .await;
     world.apply(world.resync("heal", "m", json!({}))).await.unwrap();
     world.phase("heal", Phase::Running).await;
     world.ready("m").await;
