@@ -4,6 +4,7 @@ use mirror_operator::{
     api::peer::TlsMode,
     postgres::{
         Connection, connect,
+        connect::SecretFile,
         wire::{ReplicationSession, WireError},
     },
 };
@@ -22,6 +23,13 @@ async fn every_tls_mode_connects_or_says_why_not() {
     }
     let untrusted = ReplicationSession::connect(&with_tls(TlsMode::VerifyFull), "test").await.err().unwrap();
     assert!(untrusted.to_string().contains("certificate"), "{untrusted}");
+    let path = std::env::var("MIRROR_TEST_SOURCE_CA").expect("MIRROR_TEST_SOURCE_CA: the CA of the source's certificate").into();
+    let ca = SecretFile { path, secret: "ca".into(), key: "ca.crt".into() };
+    for mode in [TlsMode::VerifyCA, TlsMode::VerifyFull] {
+        let to = Connection { ca: Some(ca.clone()), ..with_tls(mode) };
+        ReplicationSession::connect(&to, "test").await.unwrap_or_else(|e| panic!("{mode:?}: {e}"));
+        connect(&to, "test").await.unwrap_or_else(|e| panic!("{mode:?}: {e}"));
+    }
 }
 
 #[tokio::test]
