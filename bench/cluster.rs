@@ -156,7 +156,8 @@ impl World<'_> {
         self.ready(mirror).await;
         recorder.timeline.note("the Mirror is Ready");
         let loaded = recorder.timeline.at("ledger: all tables sealed").expect("the ledger was watched");
-        let longest_read = reader.longest_since(loaded);
+        let (at, longest_read) = reader.longest_since(loaded);
+        recorder.timeline.note_at(at, format!("the longest read begins, {:.1} ms", longest_read.as_secs_f64() * 1000.0));
         if show {
             recorder.timeline.print(begun);
         }
@@ -176,8 +177,8 @@ impl World<'_> {
     /// Kills the operator; a resync applied right after that must begin.
     async fn kill_operator(&self, book: &mut Book) {
         let pods: Api<Pod> = Api::all(self.kube.clone());
-        let operators = pods.list(&ListParams::default().labels("app.kubernetes.io/name=mirror-operator,app.kubernetes.io/component=operator"));
-        let killed = operators.await.expect("pods").iter().map(kill).sum::<usize>();
+        let which = ListParams::default().labels("app.kubernetes.io/name=mirror-operator,app.kubernetes.io/component=operator");
+        let killed = pods.list(&which).await.expect("pods").iter().map(kill).sum::<usize>();
         assert!(killed > 0, "an operator runs");
         let begun = Instant::now();
         kubectl(&[resync("small", "small-killed", json!({}))]).await;
@@ -275,10 +276,11 @@ impl Reader {
     }
 
     /// The longest read that ended after `from`.
-    fn longest_since(&self, from: Instant) -> Duration {
+    fn longest_since(&self, from: Instant) -> (Instant, Duration) {
         assert!(!self.task.is_finished(), "the reader met an error");
         let reads = self.reads.lock().expect("nobody panics with it");
-        reads.iter().filter(|(begun, took)| *begun + *took >= from).map(|(_, took)| *took).max().unwrap_or_default()
+        let after = reads.iter().filter(|(begun, took)| *begun + *took >= from);
+        *after.max_by_key(|(_, took)| *took).expect("the reader has read")
     }
 }
 

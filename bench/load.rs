@@ -174,7 +174,7 @@ impl Track<'_> {
             let mut command = Command::new(std::env::current_exe().expect("this program"));
             command.arg("pass-through").args(["--source", &self.common.source.url("postgres"), "--source-database", &self.database]);
             command.args(["--destination", &self.common.destination.url("postgres"), "--destination-database", DESTINATION]);
-            ranges.iter().for_each(|range| drop(command.args(["--range", range])));
+            command.args(ranges.iter().flat_map(|range| ["--range", range]));
             process::run(command)
         });
         futures::future::join_all(all).await;

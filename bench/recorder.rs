@@ -19,7 +19,11 @@ pub struct Timeline(Arc<Mutex<Vec<(Instant, String)>>>);
 
 impl Timeline {
     pub fn note(&self, what: impl Into<String>) {
-        self.0.lock().expect("nobody panics with it").push((Instant::now(), what.into()));
+        self.note_at(Instant::now(), what);
+    }
+
+    pub fn note_at(&self, at: Instant, what: impl Into<String>) {
+        self.0.lock().expect("nobody panics with it").push((at, what.into()));
     }
 
     /// When something was first noted.
