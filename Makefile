@@ -7,8 +7,8 @@ SHELL := bash
 # cluster can pull; e2e also needs SOURCE_URL and DESTINATION_URL, superusers' URLs of two servers that pods and this machine
 # reach, and the password of their superuser `postgres` in PGPASSWORD.
 CLUSTER ?= local
-# Versions of PostgreSQL: those of the contract tests, and those of the end-to-end tests' two servers.
-POSTGRES ?= 14 15 16 17 18
+# Versions of PostgreSQL: those of the contract tests (14 to 18 serve), and those of the end-to-end tests' two servers.
+POSTGRES ?= 15 18
 SOURCE_POSTGRES ?= 15
 DESTINATION_POSTGRES ?= 15
 export PGPASSWORD ?= testbed-secret
@@ -19,7 +19,7 @@ testbed := tests/testbed
 cluster := $(testbed)/cluster/cluster
 postgres := $(testbed)/postgres
 step := $(testbed)/step
-scripts := $(wildcard .ci/run bench/run demo/run) \
+scripts := $(wildcard .ci/run bench/run demo/run demo/watch tests/chart/golden.sh) \
   $(addprefix $(testbed)/,cluster/cluster cluster/node contract image install-chart pack postgres setup step)
 # The test suites, by what they need: database servers, a cluster, or neither.
 suites := $(basename $(notdir $(wildcard tests/*.rs) $(patsubst %/main.rs,%,$(wildcard tests/*/main.rs))))
@@ -79,6 +79,13 @@ e2e: $(needs_cluster) ## end-to-end tests on a real Kubernetes
 	@$(step) "chart install" $(on_node) $(testbed)/install-chart
 	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(SOURCE_URL) DESTINATION_URL=$(DESTINATION_URL) \
 	  cargo test --locked --offline --test e2e -- --test-threads=1 $(TEST)
+ifneq ($(CLUSTER)$(TEST),existing)
+ifeq ($(TEST),)
+	@$(step) "e2e servers, 18 and 17" bash -ec '$(postgres) up source-18 18 5438 --on-node; $(postgres) up destination-17 17 5437 --on-node'
+	@$(step) "e2e tests, 18 to 17" $(on_node) env SOURCE_URL=$$($(postgres) url source-18) DESTINATION_URL=$$($(postgres) url destination-17) \
+	  cargo test --locked --offline --test e2e -- --test-threads=1 a_resync_picks_up key_changes_toast changes_made_while
+endif
+endif
 
 # On the cluster's node; what tests start there themselves must have been installed before.
 .PHONY: servers

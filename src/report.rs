@@ -100,8 +100,8 @@ pub struct Stream {
     pub slot: String,
     /// The checkpoint.
     pub applied_lsn: Lsn,
-    /// The source's end of WAL minus the checkpoint, both read at the same time.
-    pub lag_bytes: i64,
+    /// The source's end of WAL minus the checkpoint, both read at the same time; `None` until both are known.
+    pub lag_bytes: Option<i64>,
     /// Seconds since the checkpoint last moved or the stream was last seen caught up.
     pub idle_seconds: u64,
     /// Whether a connection to the slot is open.

@@ -14,9 +14,10 @@ use super::{
 /// Copies tables of a PostgreSQL source to a destination and keeps them fresh with logical replication.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
-    group = "mirror-operator.io", version = "v1alpha1", kind = "Mirror", plural = "mirrors", shortname = "mirror", category = "mirrors", namespaced,
+    group = "mirror-operator.io", version = "v1alpha1", kind = "Mirror", plural = "mirrors", shortname = "mirror", category = "cdc", namespaced,
     status = "MirrorStatus", derive = "PartialEq",
     doc = "Copies tables of a PostgreSQL source to a destination and keeps them fresh with logical replication.",
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("the name of a Mirror must begin with a letter and hold no dot: its Service is named after it"),
     validation = Rule::new("size(self.metadata.name) <= 36").message("the name of a Mirror may have 36 characters at most: its workloads are named after it"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch"),
@@ -101,7 +102,7 @@ pub struct Table {
     pub destination: Option<String>,
     /// Columns that are not mirrored. None of them may be part of the key.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1600))]
+    #[schemars(length(max = 1600), extend("x-kubernetes-list-type" = "set"))]
     pub exclude_columns: Vec<String>,
     /// Columns that bear another name or type at the destination.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -20,11 +20,12 @@ use super::{
     kind = "Peer",
     plural = "peers",
     shortname = "peer",
-    category = "mirrors",
+    category = "cdc",
     namespaced,
     status = "PeerStatus",
     derive = "PartialEq",
     doc = "One connection to a database that mirrors read from or write to.",
+    validation = Rule::new("size(self.metadata.name) <= 45").message("the name of a Peer may have 45 characters at most: its check Job is named after it"),
     printcolumn(name = "Type", type_ = "string", json_path = ".status.type"),
     printcolumn(name = "Host", type_ = "string", json_path = ".spec.postgres.host"),
     printcolumn(name = "Database", type_ = "string", json_path = ".spec.postgres.database"),
@@ -37,7 +38,7 @@ use super::{
 #[x_kube(validation = Rule::new("has(self.postgres)").message("exactly one kind of database must be given: postgres"))]
 pub struct PeerSpec {
     /// What mirrors use this peer for; the check covers the needs of these roles.
-    #[schemars(length(min = 1, max = 2))]
+    #[schemars(length(min = 1, max = 2), extend("x-kubernetes-list-type" = "set"))]
     pub roles: Vec<Role>,
     /// A PostgreSQL database, version 14 or newer.
     #[serde(default, skip_serializing_if = "Option::is_none")]

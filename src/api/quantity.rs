@@ -24,7 +24,7 @@ pub struct Span {
 }
 
 /// The pattern of [`Bytes`], enforced by the API server.
-const BYTES_PATTERN: &str = "^[0-9]+(Ki|Mi|Gi|Ti|k|M|G|T)?$";
+const BYTES_PATTERN: &str = "^[1-9][0-9]*(Ki|Mi|Gi|Ti|k|M|G|T)?$";
 /// The pattern of [`Span`], enforced by the API server.
 const SPAN_PATTERN: &str = "^([0-9]+(ms|s|m|h))+$";
 
@@ -49,7 +49,7 @@ impl Bytes {
             "Ti" => 1 << 40,
             _ => return None,
         };
-        number.checked_mul(unit)
+        number.checked_mul(unit).filter(|bytes| *bytes > 0)
     }
 }
 
@@ -163,7 +163,7 @@ mod tests {
         for (text, bytes) in [("7", 7), ("2k", 2_000), ("3Mi", 3 << 20), ("1Gi", 1 << 30), ("1T", 1_000_000_000_000)] {
             assert_eq!(Bytes::try_from(text.to_string()).map(|b| b.get()), Ok(bytes));
         }
-        for text in ["", "Gi", "-1", "1.5Gi", "1 Gi", "99999999999999999999", "99999999T99"] {
+        for text in ["", "0", "0Gi", "Gi", "-1", "1.5Gi", "1 Gi", "99999999999999999999", "99999999T99"] {
             assert!(Bytes::try_from(text.to_string()).is_err(), "{text}");
         }
     }

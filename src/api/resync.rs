@@ -13,9 +13,10 @@ use super::{
 /// Rebuilds the tables of a Mirror from scratch behind the readers' back, once.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
-    group = "mirror-operator.io", version = "v1alpha1", kind = "MirrorResync", plural = "mirrorresyncs", shortname = "mresync", category = "mirrors", namespaced,
+    group = "mirror-operator.io", version = "v1alpha1", kind = "MirrorResync", plural = "mirrorresyncs", shortname = "mresync", category = "cdc", namespaced,
     status = "MirrorResyncStatus", derive = "PartialEq", selectable = ".spec.mirror",
     doc = "Rebuilds the tables of a Mirror from scratch behind the readers' back, once.",
+    validation = Rule::new("!self.metadata.name.contains('.')").message("the name of a MirrorResync may not hold a dot: the pods of its Jobs are named after it"),
     validation = Rule::new("size(self.metadata.name) <= 48").message("the name of a MirrorResync may have 48 characters at most: its Jobs are named after it"),
     printcolumn(name = "Mirror", type_ = "string", json_path = ".spec.mirror"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),

@@ -63,6 +63,7 @@ async fn observe(resync: &MirrorResync, mirror: Option<&Mirror>, context: &Conte
         deleting: mirror.metadata.deletion_timestamp.is_some(),
         active: mirror_status.active_resync.clone(),
         live_epoch: mirror_status.live_epoch,
+        max_parallel_workers: mirror.spec.snapshot.max_parallel_workers,
     });
     let active = mirror_status.active_resync.filter(|a| a.uid == uid);
     let Some(epoch) = status.epoch.or(active.map(|a| a.epoch)) else { return Ok(seen) };

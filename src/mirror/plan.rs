@@ -67,6 +67,16 @@ pub fn spec_hash(spec: &MirrorSpec) -> String {
     digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
 
+/// Causes as sentences, with the one cure that they have in common.
+fn cured(causes: &[String]) -> String {
+    let cure = "pply a MirrorResync";
+    let plain = |cause: &String| {
+        cause.split(cure).next().unwrap_or_default().trim_end_matches(['A', 'a']).trim_end_matches([' ', '.', ',', ';']).to_string()
+    };
+    let sentences: Vec<String> = causes.iter().map(plain).collect();
+    format!("{}. A{cure}.", sentences.join(". "))
+}
+
 impl Pass<'_> {
     fn has_finalizer(&self) -> bool {
         self.mirror.metadata.finalizers.iter().flatten().any(|f| f == FINALIZER)
@@ -242,7 +252,7 @@ impl Pass<'_> {
         };
         let stream = report.stream.clone().unwrap_or_default();
         if let Some(lost) = &stream.slot_lost {
-            return (Failed, Verdict::False, "SlotLost", format!("{lost} Apply a MirrorResync."));
+            return (Failed, Verdict::False, "SlotLost", cured(std::slice::from_ref(lost)));
         }
         if let Some(failure) = &report.failure {
             return (Running, Verdict::False, "StreamFailing", format!("{}: {} Trying again.", failure.reason, failure.message));
@@ -261,9 +271,9 @@ impl Pass<'_> {
             .then(|| name::slot(self.name(), self.mirror.metadata.uid.as_deref().unwrap_or_default(), status.live_epoch));
         let Some(report) = self.stream_report(status) else { return };
         if let Some(stream) = &report.stream {
-            status.applied_lsn = Some(stream.applied_lsn.to_string());
-            status.lag_bytes = Some(stream.lag_bytes);
-            status.lag = Some(human_bytes(stream.lag_bytes));
+            status.applied_lsn = stream.lag_bytes.map(|_| stream.applied_lsn.to_string());
+            status.lag_bytes = stream.lag_bytes;
+            status.lag = stream.lag_bytes.map(human_bytes);
             let idle = k8s_openapi::jiff::SignedDuration::from_secs(i64::try_from(stream.idle_seconds).unwrap_or_default());
             if let Ok(since) = self.now.checked_sub(idle) {
                 status.last_progress_time = Some(Time(since));
@@ -307,7 +317,7 @@ impl Pass<'_> {
         if causes.is_empty() {
             self.set(status, "SchemaInSync", Verdict::True, "InSync", "The live tables are what source and spec say.");
         } else {
-            self.set(status, "SchemaInSync", Verdict::False, "Drift", &causes.join(" "));
+            self.set(status, "SchemaInSync", Verdict::False, "Drift", &cured(&causes));
         }
         if let Some(report) = self.stream_report(status) {
             causes.extend(report.tables.iter().filter_map(|t| t.parked.clone()));
@@ -319,7 +329,7 @@ impl Pass<'_> {
         if causes.is_empty() {
             self.set(status, "ResyncRequired", Verdict::False, "NotRequired", "No resync is needed.");
         } else {
-            self.set(status, "ResyncRequired", Verdict::True, "Required", &format!("{} Apply a MirrorResync.", causes.join(" ")));
+            self.set(status, "ResyncRequired", Verdict::True, "Required", &cured(&causes));
         }
     }
 

@@ -58,12 +58,7 @@ const RECHECK: Duration = Duration::from_secs(30);
 
 /// Name of the check Job of a generation.
 pub fn check_name(peer: &Peer) -> String {
-    let name = peer.metadata.name.as_deref().unwrap_or_default();
-    format!(
-        "{}-check-{}",
-        name.chars().take(45).collect::<String>().trim_end_matches(['-', '.']),
-        peer.metadata.generation.unwrap_or_default()
-    )
+    format!("{}-check-{}", peer.metadata.name.as_deref().unwrap_or_default(), peer.metadata.generation.unwrap_or_default())
 }
 
 /// What a reconcile of one Peer does next.

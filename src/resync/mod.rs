@@ -55,6 +55,8 @@ pub struct MirrorFacts {
     pub active: Option<ActiveResync>,
     /// The epoch whose tables are live.
     pub live_epoch: u32,
+    /// How many workers may load at the same time, as its spec says now.
+    pub max_parallel_workers: u16,
 }
 
 /// A Job as far as decisions need it.

@@ -265,7 +265,9 @@ impl Pass<'_> {
         let (brief, image) = self.means(status)?;
         let partitions = status.partitions.as_ref().map_or(0, |p| p.total);
         let overrides = self.resync.spec.snapshot.as_ref().and_then(|s| s.max_parallel_workers);
-        let parallelism = overrides.unwrap_or(brief.snapshot.max_parallel_workers);
+        // Of now, not of the brief: it may be changed while the load runs.
+        let parallelism =
+            overrides.or(self.seen.mirror.as_ref().map(|m| m.max_parallel_workers)).unwrap_or(brief.snapshot.max_parallel_workers);
         let effect = Effect::EnsureSnapshotJob { brief, image, partitions, parallelism, suspended: self.resync.spec.suspend };
         (partitions > 0 && self.begun(Step::Snapshot)).then_some(effect)
     }

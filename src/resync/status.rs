@@ -40,7 +40,7 @@ pub fn progress(status: &mut MirrorResyncStatus, report: Option<&Report>, now: T
         status.swap = Some(SwapStatus { time, lock_millis: swap.lock_millis, retries: swap.retries });
     }
     if let Some(stream) = &report.stream {
-        status.lag = Some(human_bytes(stream.lag_bytes));
+        status.lag = stream.lag_bytes.map(human_bytes);
     }
 }
 

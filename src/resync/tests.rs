@@ -52,7 +52,7 @@ struct World {
 impl World {
     fn new(spec: serde_json::Value) -> Self {
         let active = ActiveResync { name: "again".into(), uid: UID.into(), epoch: 2 };
-        let mirror = MirrorFacts { uid: "m".into(), deleting: false, active: Some(active), live_epoch: 1 };
+        let mirror = MirrorFacts { uid: "m".into(), deleting: false, active: Some(active), live_epoch: 1, max_parallel_workers: 2 };
         let seen = Observed { mirror: Some(mirror), brief: Some(Ok(brief())), image: "i:1".into(), ..Observed::default() };
         Self { resync: resync(spec), seen, done: vec![], gone: false }
     }

@@ -236,6 +236,17 @@ pub async fn destination_problems(client: &Client, at: &Connection) -> Result<Ve
             format!("role {role} may not create the schema _mirror_operator: GRANT CREATE ON DATABASE {} TO {role}", ident(&at.database)),
         ),
     }
+    let temporary = "SELECT has_database_privilege(current_database(), 'TEMPORARY')";
+    let temporary = client.query_one(temporary, &[]).await.map_err(Error::query("looking at rights"))?;
+    if !temporary.get::<_, bool>(0) {
+        problem(
+            "DestinationPermissionDenied",
+            format!(
+                "role {role} may not make temporary tables, which stage changes: GRANT TEMPORARY ON DATABASE {} TO {role}",
+                ident(&at.database)
+            ),
+        );
+    }
     Ok(problems)
 }
 

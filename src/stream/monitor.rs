@@ -64,7 +64,8 @@ impl Progress {
         }
         self.applied = applied;
         self.target = seen.end_of_wal;
-        health.stream.lag_bytes = i64::try_from(seen.end_of_wal.0.saturating_sub(applied.0)).unwrap_or(i64::MAX);
+        let behind = seen.end_of_wal.0.saturating_sub(applied.0);
+        health.stream.lag_bytes = (applied > Lsn(0)).then(|| i64::try_from(behind).unwrap_or(i64::MAX));
         health.stream.slot_lost = match seen.slot.as_deref() {
             None => Some(format!("slot {} does not exist at the source", health.stream.slot)),
             Some("lost") => Some(format!("slot {} was invalidated: its WAL was removed (max_slot_wal_keep_size)", health.stream.slot)),

@@ -10,4 +10,5 @@ mod contract;
 mod fixture;
 mod on_postgres;
 mod proxy;
+mod speed;
 mod swap;

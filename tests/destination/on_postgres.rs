@@ -1,6 +1,6 @@
 //! PostgreSQL under the suite: each test has a database of its own.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use mirror_operator::{
@@ -39,15 +39,20 @@ impl OnPostgres {
     }
 }
 
+/// The server; one password file serves all tests.
+fn server() -> &'static Connection {
+    static SERVER: OnceLock<Connection> = OnceLock::new();
+    SERVER.get_or_init(|| support::server(support::DESTINATION))
+}
+
 async fn administer(sql: &str) {
-    let server = support::server("MIRROR_TEST_DESTINATION_URL");
-    postgres::connect(&server, "suite").await.unwrap().batch_execute(sql).await.unwrap();
+    postgres::connect(server(), "suite").await.unwrap().batch_execute(sql).await.unwrap();
 }
 
 #[async_trait]
 impl Fixture for OnPostgres {
     async fn new() -> Self {
-        let mut to = support::server("MIRROR_TEST_DESTINATION_URL");
+        let mut to = server().clone();
         to.database = format!("mo_test_{}_{}", std::process::id(), support::unique());
         administer(&format!("CREATE DATABASE {}", ident(&to.database))).await;
         let _guard = Arc::new(Guard(to.database.clone()));

@@ -26,6 +26,8 @@ async fn kubectl_apply_refuses_what_the_schema_can_know() {
         "65535",
     )
     .await;
+    refused(&world, peer(json!({ "roles": ["Source", "Source"], "postgres": { "host": "h", "database": "d", "user": "u" } })), "Duplicate")
+        .await;
     let tls = json!({ "mode": "Require", "caSecretRef": { "name": "ca", "key": "ca.crt" } });
     refused(
         &world,
@@ -50,6 +52,10 @@ async fn kubectl_apply_refuses_what_the_schema_can_know() {
     refused(&world, mirror(json!({ "replication": { "batchInterval": "soon" } })), "should match").await;
     refused(&world, world.mirror(&"m".repeat(37), &["public.t"], json!({})), "36 characters").await;
 
+    refused(&world, world.mirror("1m", &["public.t"], json!({})), "begin with a letter").await;
+    refused(&world, world.mirror("a.b", &["public.t"], json!({})), "hold no dot").await;
+    refused(&world, world.resync("r.1", "m", json!({})), "may not hold a dot").await;
+    refused(&world, mirror(json!({ "snapshot": { "chunkSize": "0" } })), "should match").await;
     refused(&world, world.resync(&"r".repeat(49), "m", json!({})), "48 characters").await;
     refused(&world, world.resync("r", "m", json!({ "handover": "Sideways" })), "supported values").await;
     world.apply(world.resync("r", "nobody", json!({ "cancel": true }))).await.expect("a resync");

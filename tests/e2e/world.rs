@@ -98,6 +98,12 @@ impl World {
         world
     }
 
+    /// Connects again, to servers that were restarted.
+    pub async fn reconnect(&mut self) {
+        self.source = connect("SOURCE", &self.database).await;
+        self.destination = connect("DESTINATION", &self.database).await;
+    }
+
     async fn fresh_namespace(&self) {
         let api: Api<Namespace> = Api::all(self.client.clone());
         let labels = [("pod-security.kubernetes.io/enforce".to_string(), "restricted".to_string())];

@@ -28,17 +28,18 @@ impl Fixture {
         let (source, destination) = (support::server("MIRROR_TEST_SOURCE_URL"), support::server("MIRROR_TEST_DESTINATION_URL"));
         let number = support::unique();
         let database = format!("mo_test_{}_{number}", std::process::id());
-        let to = |server: &Connection| Connection { database: database.clone(), ..server.clone() };
+        // One server may be both sides.
+        let to = |server: &Connection, side: &str| Connection { database: format!("{database}_{side}"), ..server.clone() };
         let fixture = Self {
-            source: to(&source),
-            destination: to(&destination),
+            source: to(&source, "source"),
+            destination: to(&destination, "destination"),
             uid: format!("{:08x}-0000-4000-8000-{number:012x}", hash(&database)),
             number,
         };
-        for server in [&source, &destination] {
+        for (server, side) in [(&source, &fixture.source), (&destination, &fixture.destination)] {
             let client = connect::connect(server, "test").await.unwrap();
-            client.batch_execute(&format!("DROP DATABASE IF EXISTS {0} WITH (FORCE)", ident(&database))).await.unwrap();
-            client.batch_execute(&format!("CREATE DATABASE {}", ident(&database))).await.unwrap();
+            client.batch_execute(&format!("DROP DATABASE IF EXISTS {0} WITH (FORCE)", ident(&side.database))).await.unwrap();
+            client.batch_execute(&format!("CREATE DATABASE {}", ident(&side.database))).await.unwrap();
         }
         fixture
     }

@@ -154,7 +154,7 @@ async fn an_idle_mirror_has_no_lag_and_pins_no_log() {
     .await;
     crate::support::until("the lag is told as nothing", async || {
         let stream = running.health.borrow().stream.clone();
-        stream.connected && stream.lag_bytes == 0 && stream.idle_seconds <= 2
+        stream.connected && stream.lag_bytes == Some(0) && stream.idle_seconds <= 2
     })
     .await;
     crate::support::until("the checkpoint follows", async || {

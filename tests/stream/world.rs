@@ -38,12 +38,13 @@ impl Drop for Running {
 
 impl Drop for World {
     fn drop(&mut self) {
-        let name = self.brief.source.database.clone();
+        let from = self.brief.source.database.clone();
+        let DestinationPeer::Postgres(Connection { database: to, .. }) = self.brief.destination.clone();
         // A failed test has told already why.
         let _ = std::thread::spawn(move || {
             tokio::runtime::Runtime::new().unwrap().block_on(async {
-                support::remove_database(SOURCE, &name).await;
-                support::remove_database(DESTINATION, &name).await;
+                support::remove_database(SOURCE, &from).await;
+                support::remove_database(DESTINATION, &to).await;
             });
         })
         .join();
@@ -62,7 +63,9 @@ impl World {
 
     /// `ddl` makes `tables` (in schema public), at both ends.
     pub async fn with(name: &str, tables: &[&str], ddl: &str, options: Options) -> Self {
-        let (from, to) = (database(SOURCE, &format!("stream_{name}")).await, database(DESTINATION, &format!("stream_{name}")).await);
+        // One server may be both sides.
+        let from = database(SOURCE, &format!("stream_{name}_source")).await;
+        let to = database(DESTINATION, &format!("stream_{name}_destination")).await;
         let source = connect(&from, "test").await.unwrap();
         let destination = connect(&to, "test").await.unwrap();
         source.batch_execute(&format!("SET search_path = public; {ddl}")).await.unwrap();

@@ -35,7 +35,7 @@ pub(super) async fn preflight(at: &Postgres, tables: &[TableSchema]) -> Result<V
     names(tables, &mut found);
     taken(&session, &at.brief, tables, ledger, &mut found).await?;
     for table in tables {
-        replaceable(&session, &at.brief, table, &mut found).await?;
+        replaceable(&session, at, table, &mut found).await?;
     }
     session.keep();
     Ok(found)
@@ -202,25 +202,15 @@ async fn taken(session: &Session<'_>, brief: &Brief, tables: &[TableSchema], led
 }
 
 /// Whether the live table may be replaced, and whether that can be done without losing what hangs on it.
-async fn replaceable(session: &Session<'_>, brief: &Brief, table: &TableSchema, found: &mut Vec<Failure>) -> Result<(), Error> {
-    let Some(live) = live::find(session.client(), brief, &table.destination).await? else { return Ok(()) };
+async fn replaceable(session: &Session<'_>, at: &Postgres, table: &TableSchema, found: &mut Vec<Failure>) -> Result<(), Error> {
+    let Some(live) = live::find(session.client(), &at.brief, &table.destination).await? else { return Ok(()) };
     if let Some((reason, message)) = live::refusal(session.client(), &live, &table.destination).await? {
         found.push(failure(reason, message));
         return Ok(());
     }
-    let sql = "SELECT pg_has_role(relowner, 'USAGE'), pg_get_userbyid(relowner) FROM pg_catalog.pg_class WHERE oid = $1";
-    let row = session.client().query_one(sql, &[&live.oid]).await.at("looking at rights")?;
-    if !row.get::<_, bool>(0) {
-        let owner: &str = row.get(1);
-        let message = format!(
-            "{} belongs to role {owner:?}, so the Peer's role cannot replace it. Run at the destination: GRANT {} TO",
-            table.destination,
-            ident(owner)
-        );
-        found.push(failure("PermissionDenied", format!("{message} the Peer's role;")));
-    }
+    owners(session, &at.to, table, live.oid, found).await?;
     let mut columns: Vec<String> = table.columns.iter().map(|c| c.destination.clone()).collect();
-    columns.extend([brief.soft_delete.column.clone(), brief.synced_at_column.clone()]);
+    columns.extend([at.brief.soft_delete.column.clone(), at.brief.synced_at_column.clone()]);
     for what in dependents::obstacles(session.client(), live.oid, &columns).await? {
         found.push(failure(
             "DependentObject",
@@ -229,6 +219,29 @@ async fn replaceable(session: &Session<'_>, brief: &Brief, table: &TableSchema, 
                 table.destination
             ),
         ));
+    }
+    Ok(())
+}
+
+/// The swap renames the table, makes the new one its owner's, and moves the views upon it: for each it needs the owner's rights.
+async fn owners(session: &Session<'_>, to: &Connection, table: &TableSchema, live: u32, found: &mut Vec<Failure>) -> Result<(), Error> {
+    let sql = "SELECT DISTINCT format('%s %s', CASE c.relkind WHEN 'v' THEN 'view' ELSE 'table' END, c.oid::regclass), pg_get_userbyid(c.relowner),
+                      pg_has_role(c.relowner, 'USAGE'), has_schema_privilege(c.relowner, c.relnamespace, 'CREATE')
+               FROM pg_catalog.pg_class c
+               WHERE c.oid = $1 OR c.relkind = 'v' AND c.oid IN (
+                   SELECT r.ev_class FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
+                   WHERE d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = $1)";
+    for row in session.client().query(sql, &[&live]).await.at("looking at rights")? {
+        let (what, owner): (&str, &str) = (row.get(0), row.get(1));
+        if !row.get::<_, bool>(2) {
+            let cure = format!("GRANT {} TO {};", ident(owner), ident(&to.user));
+            let message =
+                format!("{what} belongs to role {owner:?}, so role {:?} cannot replace it. Run at the destination: {cure}", to.user);
+            found.push(failure("PermissionDenied", message));
+        } else if owner != to.user && !row.get::<_, bool>(3) {
+            let cure = format!("GRANT CREATE ON SCHEMA {} TO {};", ident(&table.destination.schema), ident(owner));
+            found.push(failure("PermissionDenied", format!("{what} cannot be given to its owner again. Run at the destination: {cure}")));
+        }
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use super::{
     Postgres,
     error::{At, lock_not_granted, meaning},
     ledger,
-    session::{Session, commit, fence, fence_alone},
+    session::{Session, commit, fence_alone},
 };
 use crate::{brief::Brief, destination::Error, postgres::qualified};
 
@@ -25,25 +25,31 @@ pub(super) async fn drop_retired(at: &Postgres) -> Result<(), Error> {
     Ok(())
 }
 
-/// Drops what the swaps of this mirror up to `epoch` have retired, told by oid and name together: one transaction a table.
+/// Drops what the swaps of this mirror up to `epoch` have retired: one transaction a table.
 pub(super) async fn drop_retired_until(session: &mut Session<'_>, brief: &Brief, epoch: u32) -> Result<(), Error> {
+    while drop_one(session, brief, epoch).await? {}
+    forget_replaced(session, brief, epoch).await
+}
+
+/// Drops one of them, told by oid and name together; false if there is none left. It is chosen alone behind the fence: an earlier call of the same,
+/// whose reply was lost, may still be at its commit.
+async fn drop_one(session: &mut Session<'_>, brief: &Brief, epoch: u32) -> Result<bool, Error> {
+    let doing = "dropping old tables";
+    let tx = session.begin(doing).await?;
+    fence_alone(&tx, brief).await?;
     let sql = "SELECT t.epoch, t.number, t.destination_schema, c.relname FROM _mirror_operator.table t
                LEFT JOIN pg_catalog.pg_class c ON c.oid = t.retired AND c.relnamespace =
                    (SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname = t.destination_schema)
                    AND c.relname = t.retired_name
-               WHERE t.mirror = $1::text::uuid AND t.epoch <= $2 AND t.retired IS NOT NULL ORDER BY 1, 2";
-    let rows = session.client().query(sql, &[&brief.mirror_uid, &(epoch as i32)]).await.at("reading the ledger")?;
-    for row in rows {
-        let tx = session.begin("dropping old tables").await?;
-        fence(&tx, brief).await?;
-        if let Some(name) = row.get::<_, Option<&str>>(3) {
-            drop_tables(&tx, &[qualified(row.get(2), name)]).await?;
-        }
-        let sql = "UPDATE _mirror_operator.table SET retired = NULL WHERE mirror = $1::text::uuid AND epoch = $2 AND number = $3";
-        tx.execute(sql, &[&brief.mirror_uid, &row.get::<_, i32>(0), &row.get::<_, i32>(1)]).await.at("writing the ledger")?;
-        commit(tx, "dropping old tables").await?;
+               WHERE t.mirror = $1::text::uuid AND t.epoch <= $2 AND t.retired IS NOT NULL ORDER BY 1, 2 LIMIT 1";
+    let Some(row) = tx.query_opt(sql, &[&brief.mirror_uid, &(epoch as i32)]).await.at("reading the ledger")? else { return Ok(false) };
+    if let Some(name) = row.get::<_, Option<&str>>(3) {
+        drop_tables(&tx, &[qualified(row.get(2), name)]).await?;
     }
-    forget_replaced(session, brief, epoch).await
+    let sql = "UPDATE _mirror_operator.table SET retired = NULL WHERE mirror = $1::text::uuid AND epoch = $2 AND number = $3";
+    tx.execute(sql, &[&brief.mirror_uid, &row.get::<_, i32>(0), &row.get::<_, i32>(1)]).await.at("writing the ledger")?;
+    commit(tx, doing).await?;
+    Ok(true)
 }
 
 /// Epochs before the live one have neither tables nor retired ones left: their rows go.
@@ -119,12 +125,13 @@ async fn known(tx: &Transaction<'_>, brief: &Brief) -> Result<bool, Error> {
     Ok(tx.query_one(sql, &[&brief.mirror_uid]).await.at("reading the ledger")?.get(0))
 }
 
+/// A caller whose reply was lost may still be at it: whoever comes second finds nothing to drop.
 async fn drop_tables(tx: &Transaction<'_>, tables: &[String]) -> Result<(), Error> {
     if tables.is_empty() {
         return Ok(());
     }
     let names = tables.join(", ");
-    match tx.batch_execute(&format!("{WAIT}; DROP TABLE {names}")).await {
+    match tx.batch_execute(&format!("{WAIT}; DROP TABLE IF EXISTS {names}")).await {
         Err(error) if lock_not_granted(&error) => {
             Err(Error::Transient(format!("{names} cannot be dropped yet: other sessions still use them. It is tried again")))
         }

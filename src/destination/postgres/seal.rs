@@ -94,9 +94,7 @@ async fn build(tx: &Transaction<'_>, brief: &Brief, table: &TableSchema, shadow:
             Err(note) => notes.push(note),
         }
     }
-    tx.batch_execute(&format!("ALTER TABLE {0} RESET (autovacuum_enabled, toast.autovacuum_enabled); ANALYZE {0}", shadow.sql))
-        .await
-        .at(&doing)?;
+    tx.batch_execute(&format!("ANALYZE {}", shadow.sql)).await.at(&doing)?;
     remark(tx, brief, table.number as i32, &notes).await?;
     let indexes = serde_json::to_string(&made).map_err(super::ledger::unreadable)?;
     let sql = "UPDATE _mirror_operator.table SET sealed_at = now(), indexes = $4::text::jsonb

@@ -15,8 +15,12 @@ use crate::{
     table::TableSchema,
 };
 
-/// Autovacuum would scan a table that grows by millions of rows a minute again and again, for nothing; sealing turns it on again.
+/// Autovacuum would scan a table that grows by millions of rows a minute again and again, for nothing, and then stand in the way of the swap, which
+/// turns it on again.
 const WHILE_LOADING: &str = "autovacuum_enabled = false, toast.autovacuum_enabled = false";
+
+/// The end of [`WHILE_LOADING`].
+pub(super) const AFTER_LOADING: &str = "autovacuum_enabled, toast.autovacuum_enabled";
 
 /// See [`Destination::create_shadows`](crate::destination::Destination::create_shadows).
 pub(super) async fn create(at: &Postgres, boundary: Boundary, tables: &[TableSchema], plan: &Plan) -> Result<(), Error> {

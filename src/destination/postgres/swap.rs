@@ -15,6 +15,7 @@ use super::{
     ledger::{self, Entry},
     live, retire,
     session::{Session, fence_alone, gone},
+    shadow::AFTER_LOADING,
     snapshots,
 };
 use crate::{
@@ -184,6 +185,7 @@ async fn prepare(tx: &Transaction<'_>, brief: &Brief, pairs: &[Pair]) -> Result<
     let (mut old, mut new) = (Vec::new(), Vec::new());
     let (mut dressing, mut renames, mut after) = (Vec::new(), Vec::new(), Vec::new());
     for pair in pairs {
+        dressing.push(format!("ALTER TABLE {} RESET ({AFTER_LOADING})", pair.shadow_sql));
         if let Some(live) = pair.live {
             refuse_obstacles(tx, brief, pair, live).await?;
             old.push(live);
