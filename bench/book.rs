@@ -52,7 +52,13 @@ impl Book {
             Target::AtLeast(bound) => value >= bound,
         };
         // Three significant places are more than such a machine repeats.
-        let digits = if value.abs() >= 100.0 { 0 } else if value.abs() >= 10.0 { 1 } else { 2 };
+        let digits = if value.abs() >= 100.0 {
+            0
+        } else if value.abs() >= 10.0 {
+            1
+        } else {
+            2
+        };
         println!("BENCH name={name} value={value:.digits$} unit={unit} target={target} {}", if ok { "ok" } else { "short" });
         let figure = Figure { name: name.into(), value, unit: unit.into(), target: target.to_string(), ok };
         match self.figures.iter_mut().find(|f| f.name == name) {

@@ -105,9 +105,13 @@ impl World<'_> {
 
     async fn begin(&self) {
         let peer = |name: &str, role: &str, server: &crate::server::Server| {
-            manifest("Peer", name, json!({ "roles": [role], "postgres": {
+            manifest(
+                "Peer",
+                name,
+                json!({ "roles": [role], "postgres": {
                 "host": server.host, "port": server.port, "database": DATABASE, "user": server.user,
-                "passwordSecretRef": { "name": "postgres", "key": name } } }))
+                "passwordSecretRef": { "name": "postgres", "key": name } } }),
+            )
         };
         let (source, destination) = (&self.common.source, &self.common.destination);
         kubectl(&[json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } })]).await;
@@ -170,7 +174,8 @@ impl World<'_> {
         assert!(self.kill("pipeline", "small").await > 0, "a pipeline runs");
         let begun = Instant::now();
         execute(&self.source, "INSERT INTO small (f0, f1) VALUES (1000000, 1)").await;
-        until("the row arrives", LIMIT, async || ask(&self.destination, "SELECT count(*) FROM small WHERE f0 = 1000000").await == "1").await;
+        until("the row arrives", LIMIT, async || ask(&self.destination, "SELECT count(*) FROM small WHERE f0 = 1000000").await == "1")
+            .await;
         book.put("killed.pipeline", begun.elapsed().as_secs_f64(), "s", Target::AtMost(15.0));
     }
 
@@ -196,7 +201,9 @@ impl World<'_> {
     async fn kill_worker_and_swap(&self, book: &mut Book) {
         kubectl(&[resync("large", "large-killed", json!({}))]).await;
         let newest = "(mirror, epoch) = (SELECT mirror, epoch FROM _mirror_operator.mirror WHERE name LIKE '%/large')";
-        let loaded = format!("SELECT count(*) FROM _mirror_operator.chunk WHERE {newest} AND loaded_at IS NOT NULL AND (SELECT count(*) FROM _mirror_operator.epoch WHERE {newest} AND swapped_at IS NULL) = 1");
+        let loaded = format!(
+            "SELECT count(*) FROM _mirror_operator.chunk WHERE {newest} AND loaded_at IS NOT NULL AND (SELECT count(*) FROM _mirror_operator.epoch WHERE {newest} AND swapped_at IS NULL) = 1"
+        );
         let count = async || ask(&self.destination, &loaded).await.parse::<u64>().expect("a number");
         until("some chunks are loaded", LIMIT, async || count().await > 1).await;
         let killed = self.kill("snapshot", "large").await;

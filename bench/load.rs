@@ -160,7 +160,11 @@ impl Track<'_> {
         self.ranges = ranges(&ledger).await;
         assert_eq!(ask(&ledger, "SELECT sum(rows) FROM _mirror_operator.chunk").await, self.count.to_string(), "every row was loaded");
         drop_slots(&admin, &self.database).await;
-        execute(&self.source, &format!("DROP PUBLICATION IF EXISTS {}", ask(&self.source, "SELECT coalesce(min(pubname), 'none') FROM pg_publication").await)).await;
+        execute(
+            &self.source,
+            &format!("DROP PUBLICATION IF EXISTS {}", ask(&self.source, "SELECT coalesce(min(pubname), 'none') FROM pg_publication").await),
+        )
+        .await;
         times
     }
 

@@ -45,6 +45,9 @@ enum Part {
         /// Rows of the one large transaction.
         #[arg(long, default_value_t = 5_000_000)]
         rows: u64,
+        /// How often the changes are measured.
+        #[arg(long, default_value_t = 3)]
+        rounds: u64,
     },
     /// Whole resyncs on a cluster.
     Cluster {
@@ -83,7 +86,7 @@ async fn main() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     match Cli::parse().part {
         Part::Load { common, rows, streams, rounds } => load::run(&mut Book::open(&common.json), &common, &rows, &streams, rounds).await,
-        Part::Stream { common, rows } => stream::run(&mut Book::open(&common.json), &common, rows).await,
+        Part::Stream { common, rows, rounds } => stream::run(&mut Book::open(&common.json), &common, rows, rounds).await,
         Part::Cluster { common, rows, rounds } => cluster::run(&mut Book::open(&common.json), &common, rows, rounds).await,
         Part::PassThrough(stream) => pass_through::run(&stream).await,
     }
