@@ -1,0 +1,93 @@
+//! The benchmarks, run by `bench/run`. README.md says what is measured and how.
+
+mod book;
+mod cluster;
+mod load;
+mod mirror;
+mod pass_through;
+mod process;
+mod recorder;
+mod server;
+mod stream;
+
+use std::path::PathBuf;
+
+use book::Book;
+use clap::{Args, Parser, Subcommand};
+use server::Server;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    part: Part,
+}
+
+#[derive(Subcommand)]
+enum Part {
+    /// Loads, against other tools.
+    Load {
+        #[command(flatten)]
+        common: Common,
+        /// Rows of the table.
+        #[arg(long, value_delimiter = ',')]
+        rows: Vec<u64>,
+        /// Streams at the same time.
+        #[arg(long, value_delimiter = ',', default_value = "1,2,4")]
+        streams: Vec<u32>,
+        /// How often each contestant loads.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
+    /// The change stream.
+    Stream {
+        #[command(flatten)]
+        common: Common,
+        /// Rows of the one large transaction.
+        #[arg(long, default_value_t = 5_000_000)]
+        rows: u64,
+        /// How often the changes are measured.
+        #[arg(long, default_value_t = 3)]
+        rounds: u64,
+    },
+    /// Whole resyncs on a cluster.
+    Cluster {
+        #[command(flatten)]
+        common: Common,
+        /// Rows of the large table.
+        #[arg(long, default_value_t = 5_000_000)]
+        rows: u64,
+        /// How often each table is resynced.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
+    /// One stream of the pass-through: a process of its own, as a worker is.
+    PassThrough(pass_through::Stream),
+}
+
+/// What every part is told.
+#[derive(Args)]
+struct Common {
+    /// Superuser's URL of the source.
+    #[arg(long)]
+    source: Server,
+    /// Superuser's URL of the destination.
+    #[arg(long)]
+    destination: Server,
+    /// The operator's binary.
+    #[arg(long)]
+    binary: PathBuf,
+    /// Where the figures go, beside those of other parts.
+    #[arg(long)]
+    json: PathBuf,
+}
+
+#[tokio::main(worker_threads = 2)]
+async fn main() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match Cli::parse().part {
+        Part::Load { common, rows, streams, rounds } => load::run(&mut Book::open(&common.json), &common, &rows, &streams, rounds).await,
+        Part::Stream { common, rows, rounds } => stream::run(&mut Book::open(&common.json), &common, rows, rounds).await,
+        Part::Cluster { common, rows, rounds } => cluster::run(&mut Book::open(&common.json), &common, rows, rounds).await,
+        Part::PassThrough(stream) => pass_through::run(&stream).await,
+    }
+}

@@ -1,0 +1,108 @@
+//! A mirror without a cluster: the same processes as the pods run, on this machine.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use mirror_operator::{
+    api::resync::OnOldSnapshot,
+    brief::{Brief, DestinationPeer},
+};
+use serde_json::json;
+use tokio_postgres::Client;
+
+use crate::{
+    Common,
+    process::{self, Running},
+    server::{ask, until},
+};
+
+const UID: &str = "bbbbbbbb-0000-4000-8000-000000000000";
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// One epoch of a mirror of public.firenibble.
+pub struct Epoch {
+    binary: PathBuf,
+    brief: PathBuf,
+    log: PathBuf,
+}
+
+impl Epoch {
+    /// Writes its brief. `more` is the Mirror's `snapshot`.
+    pub fn new(common: &Common, source: &str, destination: &str, more: serde_json::Value) -> Self {
+        let brief = Brief {
+            namespace: "bench".into(),
+            mirror: "bench".into(),
+            mirror_uid: UID.into(),
+            epoch: 1,
+            previous_epoch: 0,
+            resync: "bench".into(),
+            resync_uid: UID.replace('b', "c"),
+            pipeline_url: "http://127.0.0.1:8080".into(),
+            source: common.source.connection(source),
+            destination: DestinationPeer::Postgres(common.destination.connection(destination)),
+            publication: None,
+            tables: serde_json::from_value(json!([{ "source": "public.firenibble" }])).expect("a table"),
+            soft_delete: Default::default(),
+            synced_at_column: "_PEERDB_SYNCED_AT".into(),
+            snapshot: serde_json::from_value(more).expect("a snapshot"),
+            replication: Default::default(),
+            carry: Default::default(),
+            old_snapshot_wait_millis: 0,
+            on_old_snapshot: OnOldSnapshot::Proceed,
+            keep_old_millis: 0,
+        };
+        let path = std::env::temp_dir().join(format!("mirror-bench-{}.json", std::process::id()));
+        std::fs::write(&path, serde_json::to_string(&brief).expect("a brief")).expect("the temporary directory can be written");
+        Self { binary: common.binary.clone(), brief: path, log: common.json.with_extension("log") }
+    }
+
+    fn command(&self, part: &str) -> Command {
+        let mut command = Command::new(&self.binary);
+        let log = std::fs::File::options().create(true).append(true).open(&self.log).expect("the log can be written");
+        command.arg(part).arg("--brief").arg(&self.brief).args(["--result", "/dev/null"]).stdout(Stdio::null()).stderr(log);
+        command
+    }
+
+    pub fn pipeline(&self) -> Running {
+        Running::start(&mut self.command("pipeline"))
+    }
+
+    /// Runs the workers of all partitions to their end.
+    pub async fn workers(&self, partitions: u32) {
+        let all = (0..partitions).map(|partition| {
+            let mut command = self.command("snapshot");
+            command.env("JOB_COMPLETION_INDEX", partition.to_string());
+            process::run(command)
+        });
+        futures::future::join_all(all).await;
+    }
+
+    pub async fn swap(&self) {
+        process::run(self.command("swap")).await;
+    }
+}
+
+/// Awaits the plan; how many partitions it has.
+pub async fn planned(ledger: &Client) -> u32 {
+    // The ledger's table does not exist at first.
+    until("the plan", LIMIT, async || {
+        let there = "SELECT to_regclass('_mirror_operator.epoch') IS NOT NULL";
+        ask(ledger, there).await == "t" && ask(ledger, "SELECT count(*) FROM _mirror_operator.epoch WHERE generation > 0").await == "1"
+    })
+    .await;
+    let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+    until("the snapshot is offered", LIMIT, async || {
+        http.get("http://127.0.0.1:8080/snapshot").send().await.is_ok_and(|answer| answer.status().is_success())
+    })
+    .await;
+    ask(ledger, "SELECT partitions FROM _mirror_operator.epoch").await.parse().expect("a number")
+}
+
+/// Awaits that the checkpoint reaches a position of the source.
+pub async fn applied(ledger: &Client, position: &str) {
+    let sql = format!("SELECT applied_lsn >= '{position}' FROM _mirror_operator.epoch");
+    until("the checkpoint", LIMIT, async || ask(ledger, &sql).await == "t").await;
+}
