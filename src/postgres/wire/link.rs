@@ -23,6 +23,9 @@ use crate::postgres::{
 
 /// Bytes asked of the socket at once. Rows are slices of these buffers and keep them alive.
 const READ_SIZE: usize = 128 * 1024;
+/// A buffer with this much room left is read into further. A new one for each read would be kept alive whole by the few rows that a read may bring:
+/// a batch of 16 MB then held hundreds.
+const WORTH_READING: usize = 16 * 1024;
 /// A message cannot be longer: a field has at most 1 GB, and a length beyond that is not from PostgreSQL.
 const MAX_MESSAGE: usize = 0x7fff_ffff;
 
@@ -188,7 +191,9 @@ impl Link {
 
     /// Reads what the socket has. Can be dropped at any moment without loss.
     pub async fn fill(&mut self) -> Result<(), WireError> {
-        self.input.reserve(READ_SIZE);
+        if self.input.capacity() - self.input.len() < WORTH_READING {
+            self.input.reserve(READ_SIZE);
+        }
         match self.transport.read_buf(&mut self.input).await {
             Ok(0) => Err(self.io(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"))),
             Ok(_) => Ok(()),
