@@ -181,6 +181,9 @@ pub struct MirrorResyncStatus {
     /// The epoch that it makes. Recorded before anything of that epoch is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u32>,
+    /// UID of the Mirror that it was begun for: a Mirror of the same name that was made later is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror_uid: Option<String>,
     /// The image that its workloads started with and keep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,

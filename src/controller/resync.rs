@@ -55,6 +55,9 @@ async fn observe(resync: &MirrorResync, mirror: Option<&Mirror>, context: &Conte
     let mut seen = Observed { image: context.settings.image.clone(), ..Observed::default() };
     let status = resync.status.clone().unwrap_or_default();
     let Some(mirror) = mirror else { return Ok(seen) };
+    if status.mirror_uid.as_ref().is_some_and(|uid| mirror.metadata.uid.as_ref() != Some(uid)) {
+        return Ok(seen);
+    }
     let (namespace, mirror_uid, uid) =
         (resync.namespace().unwrap_or_default(), mirror.uid().unwrap_or_default(), resync.uid().unwrap_or_default());
     let mirror_status = mirror.status.clone().unwrap_or_default();

@@ -341,7 +341,9 @@ impl Pass<'_> {
         }
         status.phase = MirrorPhase::Terminating;
         let forced = self.mirror.metadata.annotations.as_ref().is_some_and(|a| a.get(FORCE_ANNOTATION).is_some_and(|v| v == "true"));
-        let forgotten = self.seen.forget_job.as_ref().is_some_and(|j| j.completed);
+        // A pod that outlived the Job may have made something again: then it is removed once more.
+        let completed = self.seen.forget_job.as_ref().is_some_and(|j| j.completed);
+        let forgotten = completed && self.seen.pods == 0;
         if status.epoch == 0 || forced || forgotten {
             effects.push(Effect::RemoveFinalizer);
             return Plan { effects, status, next_look: None };
@@ -350,6 +352,7 @@ impl Pass<'_> {
         effects.extend(self.seen.pipelines.iter().map(|(epoch, _)| Effect::DeletePipeline { epoch: *epoch }));
         let mut words = "Slots and ledger are being removed.".to_string();
         match (&self.seen.forget_job, &self.seen.brief) {
+            _ if self.seen.pods > 0 && completed => effects.push(Effect::DeleteForgetJob),
             _ if self.seen.pods > 0 => {}
             (Some(job), _) if job.failed.is_some() => {
                 effects.push(Effect::DeleteForgetJob);

@@ -160,7 +160,7 @@ pub async fn connect_watched(
 }
 
 /// Settings of every session, given at startup so that they cost no round trip.
-pub const SESSION_OPTIONS: &str = "-c statement_timeout=0 -c idle_in_transaction_session_timeout=0 -c lock_timeout=0 -c timezone=UTC \
+pub const SESSION_OPTIONS: &str = "-c statement_timeout=0 -c synchronous_commit=on -c idle_in_transaction_session_timeout=0 -c lock_timeout=0 -c timezone=UTC \
      -c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 -c bytea_output=hex -c search_path=";
 
 /// A database error in one line: message, detail-free (a detail may hold a row's values), with its SQLSTATE and hint.

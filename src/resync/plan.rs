@@ -10,7 +10,7 @@ use crate::{
         resync::{Approval, Ending, Outcome, Phase, Step},
     },
     brief::Brief,
-    report::{Failure, Report, Stage},
+    report::{Failure, Stage},
 };
 
 /// What a reconcile of one MirrorResync does next. Computed from facts alone, so that every crash point can be tested as a table.
@@ -69,10 +69,11 @@ impl Pass<'_> {
 
     /// Whether somebody wants it to end before its swap. Once the swap may have begun it is too late: the swap is then finished.
     fn wish_to_end(&self, status: &MirrorResyncStatus) -> Option<Ending> {
-        if status.begun.contains(&Step::Swap) {
+        let other = |m: &super::MirrorFacts| m.deleting || status.mirror_uid.as_ref().is_some_and(|uid| *uid != m.uid);
+        let mirror_gone = status.epoch.is_some() && self.seen.mirror.as_ref().is_none_or(other);
+        if status.begun.contains(&Step::Swap) && !mirror_gone {
             return None;
         }
-        let mirror_gone = status.epoch.is_some() && self.seen.mirror.as_ref().is_none_or(|m| m.deleting);
         let (reason, message) = if self.deleting() {
             ("Deleted", "The MirrorResync was deleted before its swap.")
         } else if self.resync.spec.cancel {
@@ -111,6 +112,7 @@ impl Pass<'_> {
                     return waits(status, "InvalidMirror", why.clone());
                 }
                 status.epoch = Some(active.epoch);
+                status.mirror_uid = Some(mirror.uid.clone());
                 status.image = Some(self.seen.image.clone());
                 status.start_time = Some(Time(self.now));
                 status.phase = Phase::Setup;
@@ -174,9 +176,14 @@ impl Pass<'_> {
         None
     }
 
-    fn permanent(&self) -> Option<(&Report, &Failure)> {
+    /// What ends the resync: an error that stays, or a newer epoch at the destination, after which this one can do nothing more.
+    fn permanent(&self) -> Option<(Stage, Failure)> {
         let report = self.seen.report.as_ref()?;
-        report.failure.as_ref().filter(|f| f.permanent).map(|f| (report, f))
+        if report.stage == Stage::Superseded {
+            let message = format!("A newer epoch than {} has begun at the destination. Apply a new MirrorResync.", report.epoch);
+            return Some((report.stage, Failure { reason: "Superseded".into(), message, permanent: true }));
+        }
+        report.failure.clone().filter(|f| f.permanent).map(|f| (report.stage, f))
     }
 
     /// Puts what is wrong, or `usual`, into the condition, and says news as an Event.
@@ -193,8 +200,8 @@ impl Pass<'_> {
     }
 
     fn setup(&self, mut status: MirrorResyncStatus) -> Plan {
-        if let Some((report, failure)) = self.permanent() {
-            return self.fail(status, failure, report.stage == Stage::Checking);
+        if let Some((stage, failure)) = self.permanent() {
+            return self.fail(status, &failure, stage == Stage::Checking);
         }
         let mut effects = self.keep_pipelines(&mut status);
         status::progress(&mut status, self.seen.report.as_ref(), self.now);
@@ -219,7 +226,7 @@ impl Pass<'_> {
 
     fn snapshot(&self, mut status: MirrorResyncStatus) -> Plan {
         if let Some((_, failure)) = self.permanent() {
-            return self.fail(status, failure, false);
+            return self.fail(status, &failure, false);
         }
         if let Some(failure) = self.seen.snapshot_job.as_ref().and_then(|job| job_failure(job, "SnapshotFailed")) {
             return self.fail(status, &failure, false);

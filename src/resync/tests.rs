@@ -294,6 +294,39 @@ fn deleting_before_the_swap_lets_the_object_go_only_after_cleanup() {
 }
 
 #[test]
+fn a_mirror_that_goes_ends_its_resync_in_every_phase_even_if_another_takes_its_name() {
+    for steps in 0..12 {
+        for gone in 0..3 {
+            let mut world = World::new(json!({}));
+            for _ in 0..steps {
+                world.step();
+            }
+            if world.phase().is_end() || world.resync.status.as_ref().is_none_or(|s| s.epoch.is_none()) {
+                continue;
+            }
+            match gone {
+                0 => world.seen.mirror = None,
+                1 => world.seen.mirror.as_mut().unwrap().deleting = true,
+                _ => world.seen.mirror.as_mut().unwrap().uid = "another".into(),
+            }
+            world.seen.pods = 0;
+            assert_eq!(world.run(), Phase::Cancelled, "after {steps} steps");
+            assert!(!world.done.contains(&"EnsureCleanupJob".to_string()), "the Mirror's own end removes everything");
+        }
+    }
+}
+
+#[test]
+fn a_newer_epoch_ends_a_resync_that_waits_for_an_older_one() {
+    let mut world = World::new(json!({}));
+    world.step();
+    world.step();
+    world.report(Stage::Superseded);
+    assert_eq!(world.run(), Phase::Failed);
+    assert_eq!(world.verdict().1, "Superseded");
+}
+
+#[test]
 fn a_manual_swap_waits_for_approval() {
     let mut world = World::new(json!({ "swap": { "approval": "Manual" } }));
     assert_eq!(world.run(), Phase::Snapshot);
