@@ -81,10 +81,19 @@ struct Common {
     json: PathBuf,
 }
 
-#[tokio::main(worker_threads = 2)]
-async fn main() {
+fn main() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    match Cli::parse().part {
+    let part = Cli::parse().part;
+    // A stream has one thread, as a worker has.
+    let mut runtime = match part {
+        Part::PassThrough(_) => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    runtime.worker_threads(2).enable_all().build().expect("a runtime").block_on(run(part));
+}
+
+async fn run(part: Part) {
+    match part {
         Part::Load { common, rows, streams, rounds } => load::run(&mut Book::open(&common.json), &common, &rows, &streams, rounds).await,
         Part::Stream { common, rows, rounds } => stream::run(&mut Book::open(&common.json), &common, rows, rounds).await,
         Part::Cluster { common, rows, rounds } => cluster::run(&mut Book::open(&common.json), &common, rows, rounds).await,

@@ -112,11 +112,11 @@ fn main() -> ExitCode {
             let watch_namespace = watch_namespace.filter(|n| !n.is_empty());
             operator(controller::Settings { watch_namespace, namespace, identity, image, port })
         }
-        Command::Pipeline(told) => data_pod(&told, async |brief| pipeline::run(brief).await),
-        Command::Snapshot { brief, partition } => data_pod(&brief, async |brief| snapshot::run(&brief, partition).await),
-        Command::Swap(told) => data_pod(&told, async |brief| finish::swap(&brief).await.map(|_| ())),
-        Command::Cleanup(told) => data_pod(&told, async |brief| finish::cleanup(&brief).await),
-        Command::Forget { brief, drop_tables } => data_pod(&brief, async |brief| finish::forget(&brief, drop_tables).await),
+        Command::Pipeline(told) => data_pod(&told, 2, async |brief| pipeline::run(brief).await),
+        Command::Snapshot { brief, partition } => data_pod(&brief, 1, async |brief| snapshot::run(&brief, partition).await),
+        Command::Swap(told) => data_pod(&told, 1, async |brief| finish::swap(&brief).await.map(|_| ())),
+        Command::Cleanup(told) => data_pod(&told, 1, async |brief| finish::cleanup(&brief).await),
+        Command::Forget { brief, drop_tables } => data_pod(&brief, 1, async |brief| finish::forget(&brief, drop_tables).await),
         Command::Check { peer, roles, result } => check_peer(&peer, &roles, &result),
         Command::Crds { check, root } => crds(check, &root),
     }
@@ -140,12 +140,8 @@ fn shutdown() -> CancellationToken {
     token
 }
 
-fn block_on<T>(task: impl Future<Output = T>) -> std::io::Result<T> {
-    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(task))
-}
-
 fn operator(settings: controller::Settings) -> ExitCode {
-    match block_on(async { controller::run(settings, shutdown()).await }) {
+    match runtime(2).map(|r| r.block_on(async { controller::run(settings, shutdown()).await })) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             tracing::error!(%error, "the operator ends");
@@ -158,10 +154,22 @@ fn operator(settings: controller::Settings) -> ExitCode {
     }
 }
 
+/// One thread: a worker moves bytes from one socket to another, and threads that wake each other for every piece of them took twice its processor time.
+/// The pipeline has two, for it reads ahead while it applies.
+fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
+    match threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    }
+    .worker_threads(threads)
+    .enable_all()
+    .build()
+}
+
 /// Runs a data pod: reads the brief, does the work, leaves a [`JobReport`] and an exit code that says whether trying again is of use.
-fn data_pod(told: &Brief, work: impl AsyncFnOnce(brief::Brief) -> Result<(), Failure>) -> ExitCode {
+fn data_pod(told: &Brief, threads: usize, work: impl AsyncFnOnce(brief::Brief) -> Result<(), Failure>) -> ExitCode {
     let outcome = read_brief(&told.brief).and_then(|brief| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime(threads);
         let runtime = runtime.map_err(|e| Failure { reason: "NoRuntime".into(), message: e.to_string(), permanent: false })?;
         runtime.block_on(work(brief))
     });
@@ -207,7 +215,7 @@ fn check_peer(peer: &str, roles: &[Role], result: &Path) -> ExitCode {
             Role::Destination => api::peer::Role::Destination,
         })
         .collect();
-    match block_on(async { check::run(&connection, &roles).await }) {
+    match runtime(1).map(|r| r.block_on(check::run(&connection, &roles))) {
         Ok(report) => {
             tracing::info!(problems = report.problems.len(), version = report.server_version, "checked");
             leave(result, &report);

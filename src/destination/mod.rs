@@ -164,16 +164,18 @@ pub trait Destination: Send + Sync {
         rows: BoxStream<'_, Result<Bytes, String>>,
     ) -> Result<Loaded, Error>;
 
-    /// Builds the keys and indexes of every table whose chunks are all loaded, and gathers its statistics. Several callers share the work.
+    /// Builds the keys and indexes of every table whose chunks are all loaded. Several callers share the work; when it returns, every table that was
+    /// complete at the call is sealed.
     async fn seal(&self) -> Result<(), Error>;
 
     /// How far the load is, and each table.
     async fn progress(&self) -> Result<(Load, Vec<TableReport>), Error>;
 
-    /// Carries soft-deleted and missing rows from the live tables into the shadows. Needs every table sealed.
+    /// Carries soft-deleted and missing rows from the live tables into the shadows that are sealed, and gathers the shadows' statistics. Tables that
+    /// are not sealed yet are left for a later call. Several callers share the work, as with [`seal`](Self::seal).
     async fn carry(&self) -> Result<(), Error>;
 
-    /// Gives the shadows the live names and retires the old tables. Readers see either all old or all new tables. Needs [`carry`](Self::carry).
+    /// Gives the shadows the live names and retires the old tables. Readers see either all old or all new tables. Needs every table carried.
     async fn swap(&self) -> Result<SwapReport, Error>;
 
     /// What the swap did; `None` before it.

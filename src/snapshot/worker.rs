@@ -68,7 +68,7 @@ impl<'a> Worker<'a> {
         })
     }
 
-    /// Works until its partition is loaded and what can be sealed is sealed, whatever passes by itself meanwhile.
+    /// Works until its partition is loaded and what can be sealed and carried is, whatever passes by itself meanwhile.
     pub async fn work(&mut self) -> Result<(), Failure> {
         loop {
             let Err(trouble) = self.everything().await else { return Ok(()) };
@@ -88,9 +88,17 @@ impl<'a> Worker<'a> {
             self.tables = self.destination.tables().await?.into_iter().map(|t| (t.schema.number, t.schema)).collect();
         }
         self.load_partition(self.partition).await?;
+        self.finish().await?;
+        self.help().await
+    }
+
+    /// Keys, then carried rows, of the tables that are complete: the swap's pod, which would do what is left, need not be awaited for it.
+    async fn finish(&mut self) -> Result<(), Trouble> {
         self.destination.seal().await?;
         self.patience.renew();
-        self.help().await
+        self.destination.carry().await?;
+        self.patience.renew();
+        Ok(())
     }
 
     /// Drops what is of no further use after an error.
@@ -136,7 +144,7 @@ impl<'a> Worker<'a> {
             if self.reader().await?.claim(brief, partition).await? {
                 tracing::info!(partition, "loading a partition that nobody works on");
                 self.load_partition(partition).await?;
-                self.destination.seal().await?;
+                self.finish().await?;
             }
         }
         Ok(())
@@ -151,7 +159,7 @@ impl<'a> Worker<'a> {
         };
         self.hold().await?;
         self.reader().await?;
-        let (Some(held), Some(reader)) = (&self.held, self.reader.take()) else { return Ok(()) };
+        let (Some(held), Some(mut reader)) = (&self.held, self.reader.take()) else { return Ok(()) };
         let rows = reader.open(held.holder.name(), held.holder.lsn(), &table, chunk).await?;
         let (send, mut receive) = mpsc::channel(PIECES);
         let pieces = futures::stream::poll_fn(move |context| receive.poll_recv(context)).boxed();
@@ -173,11 +181,11 @@ impl<'a> Worker<'a> {
     }
 
     /// A session to read with, and the claim on this worker's partition that comes with it.
-    async fn reader(&mut self) -> Result<&Reader, Trouble> {
+    async fn reader(&mut self) -> Result<&mut Reader, Trouble> {
         let reader = match self.reader.take() {
             Some(reader) => reader,
             None => {
-                let reader = Reader::connect(self.brief).await?;
+                let mut reader = Reader::connect(self.brief).await?;
                 // Not granted if the session of this partition's last pod still lingers: it is a hint to helpers, chunks are safe without it.
                 reader.claim(self.brief, self.partition).await?;
                 reader

@@ -1,21 +1,21 @@
 //! Reads chunks: `COPY … TO STDOUT` under the snapshot. I/O.
 
-use std::pin::Pin;
-
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
 use tokio::sync::mpsc;
-use tokio_postgres::{Client, CopyOutStream};
+use tokio_postgres::Client;
 
 use super::{Error, pace::Pace, snapshot};
 use crate::{
     brief::Brief,
     destination::Chunk,
-    postgres::{Lsn, connect, ident},
+    postgres::{
+        Lsn, ident, literal,
+        wire::{CopySession, WireError},
+    },
     table::TableSchema,
 };
 
-/// Rows are passed on in pieces of about this size: the driver yields them one by one, and a message for each would cost more than the row.
+/// Rows are passed on in pieces of about this size: a message for each would cost more than the row.
 pub const PIECE: usize = 256 << 10;
 /// A piece ends with the row that fills it.
 const CAPACITY: usize = PIECE + (PIECE >> 2);
@@ -24,13 +24,13 @@ pub const PIECES: usize = 3;
 
 /// A session that reads chunks, one at a time.
 pub struct Reader {
-    client: Client,
+    session: CopySession,
 }
 
 /// A chunk being read. Dropped before its end, its [`Reader`] is of no further use.
 pub struct Rows<'a> {
-    client: &'a Client,
-    stream: Pin<Box<CopyOutStream>>,
+    session: &'a mut CopySession,
+    statement: String,
     relation: u32,
     what: String,
 }
@@ -38,28 +38,40 @@ pub struct Rows<'a> {
 impl Reader {
     /// Connects.
     pub async fn connect(brief: &Brief) -> Result<Self, Error> {
-        Ok(Self { client: connect::connect(&brief.source, &brief.application_name("reader")).await? })
+        Ok(Self { session: CopySession::connect(&brief.source, &brief.application_name("reader")).await? })
     }
 
     /// Begins to read a chunk as the snapshot `name` sees it. The transaction is short, so that whoever waits for the table's lock waits for one chunk.
-    pub async fn open(&self, name: &str, lsn: Lsn, table: &TableSchema, chunk: &Chunk) -> Result<Rows<'_>, Error> {
-        snapshot::begin(&self.client, name, lsn).await?;
+    pub async fn open(&mut self, name: &str, lsn: Lsn, table: &TableSchema, chunk: &Chunk) -> Result<Rows<'_>, Error> {
+        self.session.query(&snapshot::beginning(name)).await.map_err(|cause| match &cause {
+            WireError::Server { sqlstate, .. } if snapshot::is_gone(sqlstate) => Error::SnapshotGone { name: name.into(), lsn },
+            _ => reading(format!("importing the snapshot at {lsn}"), cause),
+        })?;
         let what = format!("reading {} (relation {}, from block {})", table.source, chunk.relation, chunk.first_block);
-        let row = self.client.query_opt(RELATION, &[&chunk.relation]).await.map_err(Error::query(&what))?;
-        let Some(row) = row else {
+        let named = self.session.query(&relation(chunk.relation)).await.map_err(|cause| reading(&what, cause))?;
+        let Some(Some(now)) = named.first().and_then(|row| row.first()) else {
             let message = format!("{}: relation {} is gone since the plan was made; resync the mirror", table.source, chunk.relation);
             return Err(Error::refused("SourceSchemaChanged", message));
         };
-        let stream = self.client.copy_out(&statement(table, row.get(0), chunk)).await.map_err(Error::query(&what))?;
-        Ok(Rows { client: &self.client, stream: Box::pin(stream), relation: chunk.relation, what })
+        Ok(Rows { session: &mut self.session, statement: statement(table, now, chunk), relation: chunk.relation, what })
     }
 
     /// Whether this session is the only one that works on `partition`. Told by an advisory lock, which ends with the session.
-    pub async fn claim(&self, brief: &Brief, partition: u32) -> Result<bool, Error> {
-        let key = brief.application_name("partition");
-        let row = self.client.query_one("SELECT pg_try_advisory_lock(hashtext($1), $2)", &[&key, &(partition as i32)]).await;
-        Ok(row.map_err(Error::query("claiming a partition"))?.get(0))
+    pub async fn claim(&mut self, brief: &Brief, partition: u32) -> Result<bool, Error> {
+        let sql = format!("SELECT pg_try_advisory_lock(hashtext({}), {partition})", literal(&brief.application_name("partition")));
+        let answer = self.session.query(&sql).await.map_err(|cause| reading("claiming a partition", cause))?;
+        Ok(is_true(&answer))
     }
+}
+
+/// The error of a statement, with what was being done.
+fn reading(doing: impl Into<String>, cause: WireError) -> Error {
+    Error::Reading { doing: doing.into(), cause }
+}
+
+/// Whether a statement's answer is a single `true`.
+fn is_true(answer: &[Vec<Option<String>>]) -> bool {
+    matches!(answer, [row] if matches!(row.as_slice(), [Some(value)] if value == "t"))
 }
 
 impl Rows<'_> {
@@ -77,33 +89,32 @@ impl Rows<'_> {
     }
 
     async fn pieces(&mut self, to: &mpsc::Sender<Result<Bytes, String>>, pace: &mut Pace) -> Result<bool, Error> {
+        let what = &self.what;
         let mut piece = BytesMut::with_capacity(CAPACITY);
-        while let Some(row) = self.stream.next().await {
-            piece.extend_from_slice(&row.map_err(Error::query(&self.what))?);
-            if piece.len() >= PIECE {
-                pace.take(piece.len()).await;
-                let full = std::mem::replace(&mut piece, BytesMut::with_capacity(CAPACITY));
-                if to.send(Ok(full.freeze())).await.is_err() {
-                    return Ok(false);
-                }
+        let mut rows = self.session.copy_out(&self.statement).await.map_err(|cause| reading(what, cause))?;
+        while rows.read(&mut piece, PIECE).await.map_err(|cause| reading(what, cause))? {
+            pace.take(piece.len()).await;
+            let full = std::mem::replace(&mut piece, BytesMut::with_capacity(CAPACITY));
+            if to.send(Ok(full.freeze())).await.is_err() {
+                return Ok(false);
             }
         }
         self.refuse_rewritten().await?;
-        self.client.batch_execute("COMMIT").await.map_err(Error::query(&self.what))?;
+        self.session.query("COMMIT").await.map_err(|cause| reading(&self.what, cause))?;
         Ok(piece.is_empty() || to.send(Ok(piece.freeze())).await.is_ok())
     }
 
     /// A table rewritten since the snapshot (VACUUM FULL, CLUSTER, TRUNCATE, ALTER TABLE) has its rows in other blocks, or hides them from the snapshot.
     /// Asked at the end, when the lock that the COPY took still keeps it as it was while it was read.
-    async fn refuse_rewritten(&self) -> Result<(), Error> {
-        let row = self.client.query_one(REWRITTEN, &[&vec![self.relation]]).await.map_err(Error::query(&self.what))?;
-        if row.get(0) { Err(Error::Rewritten(self.what.clone())) } else { Ok(()) }
+    async fn refuse_rewritten(&mut self) -> Result<(), Error> {
+        let answer = self.session.query(&are_rewritten(&[self.relation])).await.map_err(|cause| reading(&self.what, cause))?;
+        if is_true(&answer) { Err(Error::Rewritten(self.what.clone())) } else { Ok(()) }
     }
 }
 
 /// Whether one of these relations of the session's snapshot has been rewritten since.
 pub async fn rewritten(client: &Client, relations: &[u32]) -> Result<bool, Error> {
-    let row = client.query_one(REWRITTEN, &[&relations]).await.map_err(Error::query("looking for rewritten tables"))?;
+    let row = client.query_one(&are_rewritten(relations), &[]).await.map_err(Error::query("looking for rewritten tables"))?;
     Ok(row.get(0))
 }
 
@@ -122,11 +133,19 @@ fn statement(table: &TableSchema, relation: &str, chunk: &Chunk) -> String {
     format!("COPY (SELECT {} FROM ONLY {relation}{condition}) TO STDOUT (FORMAT {format})", columns.join(", "))
 }
 
-/// The name of now, quoted and qualified as the session's `search_path` is empty: a table may have been renamed since the snapshot.
-const RELATION: &str = "SELECT oid::regclass::text FROM pg_class WHERE oid = $1 AND pg_relation_filenode(oid) IS NOT NULL";
+/// Asks for the name of now, quoted and qualified as the session's `search_path` is empty: a table may have been renamed since the snapshot.
+fn relation(oid: u32) -> String {
+    format!("SELECT oid::regclass::text FROM pg_class WHERE oid = {oid} AND pg_relation_filenode(oid) IS NOT NULL")
+}
 
 /// `pg_class` answers as of the snapshot, the function as of now.
-const REWRITTEN: &str = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = ANY ($1::oid[]) AND pg_relation_filenode(oid) <> relfilenode)";
+fn are_rewritten(relations: &[u32]) -> String {
+    let oids: Vec<String> = relations.iter().map(u32::to_string).collect();
+    format!(
+        "SELECT EXISTS (SELECT FROM pg_class WHERE oid = ANY ('{{{}}}'::oid[]) AND pg_relation_filenode(oid) <> relfilenode)",
+        oids.join(",")
+    )
+}
 
 #[cfg(test)]
 mod tests {

@@ -19,6 +19,14 @@ pub enum Error {
     /// A replication command failed, or its connection.
     #[error("{0}")]
     Wire(WireError),
+    /// A session that reads rows failed.
+    #[error("{doing}: {cause}")]
+    Reading {
+        /// What was being done, with the table, such as `reading public.orders`.
+        doing: String,
+        /// The server's answer, or what became of the connection.
+        cause: WireError,
+    },
     /// The source answered a statement with an error, or its connection ended.
     #[error("{doing}: {}", connect::words(.cause))]
     Query {
@@ -65,7 +73,7 @@ impl Error {
                 let (reason, permanent) = cause.code().map_or(("SourceUnavailable", false), advise);
                 Failure { reason: reason.into(), message: self.to_string(), permanent }
             }
-            Self::Wire(error) => {
+            Self::Wire(error) | Self::Reading { cause: error, .. } => {
                 let (reason, permanent) = match error {
                     WireError::Server { sqlstate, .. } => advise(&SqlState::from_code(sqlstate)),
                     _ => ("SourceUnavailable", false),

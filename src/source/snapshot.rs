@@ -75,14 +75,21 @@ impl Holder {
 
 /// Begins a read-only transaction that sees exactly the snapshot. Errors: [`Error::SnapshotGone`].
 pub async fn begin(client: &Client, name: &str, lsn: Lsn) -> Result<(), Error> {
-    // Row security must fail rather than hide rows.
-    let sql =
-        format!("SET row_security = off; BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}", literal(name));
-    client.batch_execute(&sql).await.map_err(|cause| match cause.code().map(|c| c.code()) {
-        // Unknown name, and a name whose session has just ended.
-        Some("22023" | "55000" | "42704") => Error::SnapshotGone { name: name.into(), lsn },
-        _ => Error::Query { doing: format!("importing the snapshot at {lsn}"), cause },
+    client.batch_execute(&beginning(name)).await.map_err(|cause| match cause.code().is_some_and(|c| is_gone(c.code())) {
+        true => Error::SnapshotGone { name: name.into(), lsn },
+        false => Error::Query { doing: format!("importing the snapshot at {lsn}"), cause },
     })
+}
+
+/// The statements that begin such a transaction.
+pub(super) fn beginning(name: &str) -> String {
+    // Row security must fail rather than hide rows.
+    format!("SET row_security = off; BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}", literal(name))
+}
+
+/// Whether they are refused with this SQLSTATE because of an unknown name, or one whose session has just ended.
+pub(super) fn is_gone(sqlstate: &str) -> bool {
+    matches!(sqlstate, "22023" | "55000" | "42704")
 }
 
 /// Names under which living sessions of this epoch hold the snapshot at `lsn`.

@@ -31,14 +31,20 @@ pub(super) async fn carry(at: &Postgres) -> Result<(), Error> {
         return Ok(());
     }
     let entries = ledger::entries(session.client(), &at.brief).await?;
-    if let Some(entry) = entries.iter().find(|e| !e.sealed) {
-        return Err(Error::Transient(format!("{} is not sealed yet, so nothing can be carried into it", entry.live)));
+    let mut busy = Vec::new();
+    for entry in entries.iter().filter(|e| e.sealed && !e.carried) {
+        if !table(&mut session, &at.brief, entry, false).await? {
+            busy.push(entry);
+        }
     }
-    for entry in entries.iter().filter(|e| !e.carried) {
-        table(&mut session, &at.brief, entry).await?;
+    for entry in busy {
+        table(&mut session, &at.brief, entry, true).await?;
     }
-    let sql = "UPDATE _mirror_operator.epoch SET carried_at = now() WHERE mirror = $1::text::uuid AND epoch = $2 AND carried_at IS NULL";
-    session.client().execute(sql, &[&at.brief.mirror_uid, &(at.brief.epoch as i32)]).await.at("writing the ledger")?;
+    if entries.iter().all(|e| e.sealed) {
+        let sql =
+            "UPDATE _mirror_operator.epoch SET carried_at = now() WHERE mirror = $1::text::uuid AND epoch = $2 AND carried_at IS NULL";
+        session.client().execute(sql, &[&at.brief.mirror_uid, &(at.brief.epoch as i32)]).await.at("writing the ledger")?;
+    }
     session.keep();
     Ok(())
 }
@@ -51,11 +57,14 @@ struct Carried {
     notes: Vec<String>,
 }
 
-async fn table(session: &mut Session<'_>, brief: &Brief, entry: &Entry) -> Result<(), Error> {
+/// Carries the rows of one table and gathers its statistics; false if somebody else is at it.
+async fn table(session: &mut Session<'_>, brief: &Brief, entry: &Entry, wait: bool) -> Result<bool, Error> {
     let doing = format!("carrying rows of {}", entry.live);
     let tx = session.begin(&doing).await?;
     fence(&tx, brief).await?;
-    claim(&tx, brief, "carry", entry.number, true).await?;
+    if !claim(&tx, brief, "carry", entry.number, wait).await? {
+        return Ok(false);
+    }
     let sql = "SELECT carried_deleted IS NOT NULL FROM _mirror_operator.table WHERE mirror = $1::text::uuid AND epoch = $2 AND number = $3";
     let done: bool = tx.query_one(sql, &[&brief.mirror_uid, &(brief.epoch as i32), &entry.number]).await.at(&doing)?.get(0);
     if !done {
@@ -63,12 +72,14 @@ async fn table(session: &mut Session<'_>, brief: &Brief, entry: &Entry) -> Resul
             Err(notes) => Carried { notes, ..Carried::default() },
             Ok(plan) => run(&tx, brief, entry, &plan, &doing).await?,
         };
+        tx.batch_execute(&format!("ANALYZE {}", qualified(&entry.live.schema, &entry.shadow))).await.at(&doing)?;
         let sql = "UPDATE _mirror_operator.table SET carried_deleted = $4, carried_missing = $5
                    WHERE mirror = $1::text::uuid AND epoch = $2 AND number = $3";
         tx.execute(sql, &[&brief.mirror_uid, &(brief.epoch as i32), &entry.number, &carried.deleted, &carried.missing]).await.at(&doing)?;
         remark(&tx, brief, entry.number, &carried.notes).await?;
     }
-    commit(tx, &doing).await
+    commit(tx, &doing).await?;
+    Ok(true)
 }
 
 /// How the rows of one table are carried.

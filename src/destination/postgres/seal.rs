@@ -1,4 +1,4 @@
-//! Keys, indexes and statistics, once a table's rows are there.
+//! Keys and indexes, once a table's rows are there.
 
 use tokio_postgres::{GenericClient, Transaction};
 
@@ -94,7 +94,6 @@ async fn build(tx: &Transaction<'_>, brief: &Brief, table: &TableSchema, shadow:
             Err(note) => notes.push(note),
         }
     }
-    tx.batch_execute(&format!("ANALYZE {}", shadow.sql)).await.at(&doing)?;
     remark(tx, brief, table.number as i32, &notes).await?;
     let indexes = serde_json::to_string(&made).map_err(super::ledger::unreadable)?;
     let sql = "UPDATE _mirror_operator.table SET sealed_at = now(), indexes = $4::text::jsonb

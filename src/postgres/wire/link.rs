@@ -47,9 +47,10 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub async fn open(to: &Connection, application_name: &str) -> Result<Self, WireError> {
+    /// Connects; with `replication`, as a session that also takes replication commands.
+    pub async fn open(to: &Connection, application_name: &str, replication: bool) -> Result<Self, WireError> {
         let limit = Duration::from_millis(to.connect_timeout_millis);
-        match tokio::time::timeout(limit, Self::open_untimed(to, application_name)).await {
+        match tokio::time::timeout(limit, Self::open_untimed(to, application_name, replication)).await {
             Ok(result) => result,
             Err(_) => Err(WireError::Secret(ConnectError::Timeout {
                 peer: to.peer.clone(),
@@ -60,7 +61,7 @@ impl Link {
         }
     }
 
-    async fn open_untimed(to: &Connection, application_name: &str) -> Result<Self, WireError> {
+    async fn open_untimed(to: &Connection, application_name: &str, replication: bool) -> Result<Self, WireError> {
         let (transport, binding) = transport(to).await?;
         let input = BytesMut::with_capacity(READ_SIZE);
         let mut link = Self { transport, input, peer: to.peer.clone(), host: to.host.clone(), port: to.port, server_major: 0 };
@@ -68,7 +69,7 @@ impl Link {
         let parameters = [
             ("user", to.user.as_str()),
             ("database", &to.database),
-            ("replication", "database"),
+            ("replication", if replication { "database" } else { "false" }),
             ("application_name", application_name),
             ("client_encoding", "UTF8"),
             ("options", SESSION_OPTIONS),
@@ -174,6 +175,23 @@ impl Link {
         self.write(&out).await
     }
 
+    /// Runs SQL or a replication command and returns all rows as texts.
+    pub async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, WireError> {
+        self.send_query(sql).await?;
+        let mut rows = Vec::new();
+        let mut refused = None;
+        loop {
+            let message = self.read().await?;
+            match message.tag {
+                b'D' => rows.push(data_row(message.body).ok_or_else(|| malformed("row"))?),
+                b'E' => refused = Some(server_error(&message.body)),
+                b'Z' => return refused.map_or(Ok(rows), Err),
+                b'G' | b'W' | b'H' => return Err(WireError::Protocol("the command began a copy".into())),
+                _ => {}
+            }
+        }
+    }
+
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), WireError> {
         self.transport.write_all(bytes).await.map_err(|e| self.io(e))?;
         self.transport.flush().await.map_err(|e| self.io(e))
@@ -199,6 +217,11 @@ impl Link {
             Ok(_) => Ok(()),
             Err(error) => Err(self.io(error)),
         }
+    }
+
+    /// Appends the contents of whole CopyData messages in the buffer to `piece`, until it has `enough` bytes or something else comes.
+    pub fn take_copy_data(&mut self, piece: &mut BytesMut, enough: usize) {
+        copy_data(&mut self.input, piece, enough);
     }
 
     /// The next message if it is whole in the buffer.
@@ -247,4 +270,87 @@ pub(super) fn server_error(body: &[u8]) -> WireError {
         }
     }
     WireError::Server { sqlstate, message, hint }
+}
+
+/// CopyData is a `d`, a length that counts itself, and the data; PostgreSQL docs, "Message Formats".
+fn copy_data(input: &mut BytesMut, piece: &mut BytesMut, enough: usize) {
+    while piece.len() < enough
+        && let Some(&[b'd', a, b, c, d]) = input.first_chunk()
+        && let end = (u32::from_be_bytes([a, b, c, d]) as usize).saturating_add(1)
+        && let Some(data) = input.get(5..end)
+    {
+        piece.extend_from_slice(data);
+        input.advance(end);
+    }
+}
+
+fn data_row(mut body: Bytes) -> Option<Vec<Option<String>>> {
+    let fields = body.try_get_u16().ok()?;
+    let mut row = Vec::with_capacity(usize::from(fields));
+    for _ in 0..fields {
+        let length = body.try_get_i32().ok()?;
+        if length < 0 {
+            row.push(None);
+            continue;
+        }
+        let length = usize::try_from(length).ok()?;
+        if body.remaining() < length {
+            return None;
+        }
+        row.push(Some(String::from_utf8_lossy(&body.split_to(length)).into_owned()));
+    }
+    Some(row)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn malformed_rows_are_refused() {
+        assert_eq!(data_row(Bytes::from_static(&[0, 2, 0, 0, 0, 1, b'x', 255, 255, 255, 255])), Some(vec![Some("x".into()), None]));
+        for wrong in [&[][..], &[0], &[0, 1], &[0, 1, 0, 0, 0, 9, b'x'], &[0, 1, 127, 255, 255, 255]] {
+            assert_eq!(data_row(Bytes::copy_from_slice(wrong)), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn copied_rows_come_whole_and_in_order_however_the_socket_cuts_them(
+            rows in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..40),
+            read in 1_usize..50,
+            enough in 1_usize..200,
+        ) {
+            let mut wire = Vec::new();
+            for row in &rows {
+                wire.push(b'd');
+                wire.extend_from_slice(&(row.len() as u32 + 4).to_be_bytes());
+                wire.extend_from_slice(row);
+            }
+            wire.extend_from_slice(b"c\0\0\0\x04");
+            let (mut input, mut piece, mut copied, mut ends) = (BytesMut::new(), BytesMut::new(), Vec::new(), Vec::new());
+            for cut in wire.chunks(read) {
+                input.extend_from_slice(cut);
+                loop {
+                    copy_data(&mut input, &mut piece, enough);
+                    if piece.len() < enough {
+                        break;
+                    }
+                    copied.extend_from_slice(&piece.split());
+                    ends.push(copied.len());
+                }
+            }
+            copied.extend_from_slice(&piece);
+            prop_assert_eq!(&copied, &rows.concat());
+            prop_assert_eq!(&input[..], b"c\0\0\0\x04");
+            let row_ends: Vec<usize> = rows.iter().scan(0, |at, row| { *at += row.len(); Some(*at) }).collect();
+            prop_assert!(ends.iter().all(|end| row_ends.contains(end)), "a piece ends with a row");
+        }
+
+        #[test]
+        fn no_bytes_make_the_reader_of_copies_panic(bytes: Vec<u8>) {
+            copy_data(&mut BytesMut::from(bytes.as_slice()), &mut BytesMut::new(), usize::MAX);
+        }
+    }
 }
