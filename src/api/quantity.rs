@@ -144,6 +144,11 @@ impl JsonSchema for Span {
     }
 }
 
+/// The rule that a size is not smaller than `least`; CEL knows quantities since Kubernetes 1.29.
+pub(crate) fn at_least(least: &str) -> serde_json::Value {
+    serde_json::json!([{ "rule": format!("!quantity(self).isLessThan(quantity('{least}'))"), "message": format!("must be at least {least}") }])
+}
+
 /// Makes a size from a literal known to be valid; for defaults.
 pub(crate) fn bytes(text: &'static str) -> Bytes {
     Bytes { text: text.into(), bytes: Bytes::parse(text).unwrap_or_default() }

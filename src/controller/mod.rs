@@ -5,6 +5,7 @@ mod ensure;
 mod mirror;
 mod observe;
 mod peer;
+mod refusal;
 mod resync;
 mod serve;
 
