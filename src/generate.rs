@@ -145,3 +145,30 @@ fn collect_rules(rules: &mut Vec<String>, path: &str, schema: &JSONSchemaProps) 
         collect_rules(rules, &format!("{path}.{name}"), items(field).unwrap_or(field));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn undescribed(path: &str, schema: &JSONSchemaProps) -> Vec<String> {
+        let fields = items(schema).unwrap_or(schema).properties.iter().flatten();
+        fields
+            .flat_map(|(name, field)| {
+                let path = format!("{path}.{name}");
+                let below = undescribed(&path, field);
+                let silent = field.description.as_ref().is_none_or(|words| words.trim().is_empty());
+                if silent { [vec![path], below].concat() } else { below }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn kubectl_explain_has_words_for_every_field() {
+        for crd in crds() {
+            let schema = crd.spec.versions[0].schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref()).unwrap();
+            let mut silent = undescribed(&crd.spec.names.kind, schema);
+            silent.retain(|path| !path.ends_with(".spec") && !path.ends_with(".status"));
+            assert_eq!(silent, Vec::<String>::new());
+        }
+    }
+}

@@ -8,7 +8,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mirror_operator::{
     api, brief, check, controller, finish, generate, pipeline,
-    report::{EXIT_PERMANENT, Failure, JobReport},
+    report::{EXIT_PERMANENT, Failure, JobReport, SwapReport},
     snapshot,
 };
 use tokio_util::sync::CancellationToken;
@@ -112,11 +112,13 @@ fn main() -> ExitCode {
             let watch_namespace = watch_namespace.filter(|n| !n.is_empty());
             operator(controller::Settings { watch_namespace, namespace, identity, image, port })
         }
-        Command::Pipeline(told) => data_pod(&told, 2, async |brief| pipeline::run(brief).await),
-        Command::Snapshot { brief, partition } => data_pod(&brief, 1, async |brief| snapshot::run(&brief, partition).await),
-        Command::Swap(told) => data_pod(&told, 1, async |brief| finish::swap(&brief).await.map(|_| ())),
+        Command::Pipeline(told) => data_pod(&told, 2, async |brief| pipeline::run(brief).await.map(|()| None)),
+        Command::Snapshot { brief, partition } => data_pod(&brief, 1, async |brief| snapshot::run(&brief, partition).await.map(|()| None)),
+        Command::Swap(told) => data_pod(&told, 1, async |brief| finish::swap(&brief).await.map(Some)),
         Command::Cleanup(told) => data_pod(&told, 1, async |brief| finish::cleanup(&brief).await),
-        Command::Forget { brief, drop_tables } => data_pod(&brief, 1, async |brief| finish::forget(&brief, drop_tables).await),
+        Command::Forget { brief, drop_tables } => {
+            data_pod(&brief, 1, async |brief| finish::forget(&brief, drop_tables).await.map(|()| None))
+        }
         Command::Check { peer, roles, result } => check_peer(&peer, &roles, &result),
         Command::Crds { check, root } => crds(check, &root),
     }
@@ -167,17 +169,20 @@ fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
 }
 
 /// Runs a data pod: reads the brief, does the work, leaves a [`JobReport`] and an exit code that says whether trying again is of use.
-fn data_pod(told: &Brief, threads: usize, work: impl AsyncFnOnce(brief::Brief) -> Result<(), Failure>) -> ExitCode {
+fn data_pod(told: &Brief, threads: usize, work: impl AsyncFnOnce(brief::Brief) -> Result<Option<SwapReport>, Failure>) -> ExitCode {
     let outcome = read_brief(&told.brief).and_then(|brief| {
         let runtime = runtime(threads);
         let runtime = runtime.map_err(|e| Failure { reason: "NoRuntime".into(), message: e.to_string(), permanent: false })?;
         runtime.block_on(work(brief))
     });
-    let failure = outcome.err();
+    let (swapped, failure) = match outcome {
+        Ok(swapped) => (swapped, None),
+        Err(failure) => (None, Some(failure)),
+    };
     if let Some(failure) = &failure {
         tracing::error!(reason = failure.reason, permanent = failure.permanent, "{}", failure.message);
     }
-    leave(&told.result, &JobReport { failure: failure.clone() });
+    leave(&told.result, &JobReport { failure: failure.clone(), swapped });
     match failure {
         None => ExitCode::SUCCESS,
         Some(Failure { permanent: true, .. }) => ExitCode::from(EXIT_PERMANENT),

@@ -158,6 +158,8 @@ pub struct PeerReport {
 pub struct JobReport {
     /// Why it failed, if it did.
     pub failure: Option<Failure>,
+    /// Of swap and cleanup: what the swap did, if it was done.
+    pub swapped: Option<SwapReport>,
 }
 
 /// What a snapshot worker is told by `GET /snapshot` of the pipeline pod.

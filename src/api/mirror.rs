@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     condition,
-    quantity::{Bytes, Span, bytes, span},
+    quantity::{Bytes, Span, at_least, bytes, span},
     resync::Outcome,
 };
 
@@ -146,8 +146,10 @@ pub struct Snapshot {
     #[schemars(range(min = 1, max = 256))]
     pub max_parallel_workers: u16,
     /// About how much of a table one pod loads: the unit of retry.
+    #[schemars(extend("x-kubernetes-validations" = at_least("1Mi")))]
     pub partition_size: Bytes,
     /// About how much is written in one transaction: the unit of progress, never loaded twice.
+    #[schemars(extend("x-kubernetes-validations" = at_least("64Ki")))]
     pub chunk_size: Bytes,
     /// Bound on the bytes that all workers together read from the source in a second.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -235,9 +237,6 @@ pub struct MirrorStatus {
     /// Whether the live tables have no change stream any more: a resync has dropped it and did not finish. The next resync cures it.
     #[serde(default)]
     pub stream_dropped: bool,
-    /// Hash of the part of the spec that the live tables were made from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub live_spec: Option<String>,
     /// Number of tables.
     #[serde(default)]
     pub table_count: u32,

@@ -28,6 +28,16 @@ const BYTES_PATTERN: &str = "^[1-9][0-9]*(Ki|Mi|Gi|Ti|k|M|G|T)?$";
 /// The pattern of [`Span`], enforced by the API server.
 const SPAN_PATTERN: &str = "^([0-9]+(ms|s|m|h))+$";
 
+/// What is larger counts as this. An object that the API server has accepted must never be unreadable: one such object in a list would hide all others.
+const LARGEST: u64 = 1 << 60;
+/// See [`LARGEST`]: 100 years.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// A whole number of whatever length; `None` if there are no digits.
+fn whole(digits: &str) -> Option<u64> {
+    (!digits.is_empty()).then(|| digits.parse().unwrap_or(LARGEST))
+}
+
 impl Bytes {
     /// The number of bytes.
     pub fn get(&self) -> u64 {
@@ -36,7 +46,7 @@ impl Bytes {
 
     fn parse(text: &str) -> Option<u64> {
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-        let number: u64 = text[..digits].parse().ok()?;
+        let number = whole(&text[..digits])?;
         let unit: u64 = match &text[digits..] {
             "" => 1,
             "k" => 1_000,
@@ -49,7 +59,7 @@ impl Bytes {
             "Ti" => 1 << 40,
             _ => return None,
         };
-        number.checked_mul(unit).filter(|bytes| *bytes > 0)
+        Some(number.saturating_mul(unit).min(LARGEST)).filter(|bytes| *bytes > 0)
     }
 }
 
@@ -64,19 +74,19 @@ impl Span {
         let mut total = Duration::ZERO;
         while !rest.is_empty() {
             let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-            let number: u64 = rest[..digits].parse().ok()?;
+            let number = whole(&rest[..digits])?;
             rest = &rest[digits..];
             let (unit, part) = match rest {
                 r if r.starts_with("ms") => (2, Duration::from_millis(number)),
                 r if r.starts_with('s') => (1, Duration::from_secs(number)),
-                r if r.starts_with('m') => (1, Duration::from_secs(number.checked_mul(60)?)),
-                r if r.starts_with('h') => (1, Duration::from_secs(number.checked_mul(3600)?)),
+                r if r.starts_with('m') => (1, Duration::from_secs(number.saturating_mul(60))),
+                r if r.starts_with('h') => (1, Duration::from_secs(number.saturating_mul(3600))),
                 _ => return None,
             };
             rest = &rest[unit..];
-            total = total.checked_add(part)?;
+            total = total.saturating_add(part);
         }
-        (!text.is_empty()).then_some(total)
+        (!text.is_empty()).then_some(total.min(LONGEST))
     }
 }
 
@@ -144,6 +154,11 @@ impl JsonSchema for Span {
     }
 }
 
+/// The rule that a size is not smaller than `least`; CEL knows quantities since Kubernetes 1.29.
+pub(crate) fn at_least(least: &str) -> serde_json::Value {
+    serde_json::json!([{ "rule": format!("!quantity(self).isLessThan(quantity('{least}'))"), "message": format!("must be at least {least}") }])
+}
+
 /// Makes a size from a literal known to be valid; for defaults.
 pub(crate) fn bytes(text: &'static str) -> Bytes {
     Bytes { text: text.into(), bytes: Bytes::parse(text).unwrap_or_default() }
@@ -156,6 +171,8 @@ pub(crate) fn span(text: &'static str) -> Span {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -163,9 +180,22 @@ mod tests {
         for (text, bytes) in [("7", 7), ("2k", 2_000), ("3Mi", 3 << 20), ("1Gi", 1 << 30), ("1T", 1_000_000_000_000)] {
             assert_eq!(Bytes::try_from(text.to_string()).map(|b| b.get()), Ok(bytes));
         }
-        for text in ["", "0", "0Gi", "Gi", "-1", "1.5Gi", "1 Gi", "99999999999999999999", "99999999T99"] {
+        for text in ["", "0", "0Gi", "Gi", "-1", "1.5Gi", "1 Gi", "99999999T99"] {
             assert!(Bytes::try_from(text.to_string()).is_err(), "{text}");
         }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_api_server_accepts_can_be_read(size in inner(BYTES_PATTERN), span in inner(SPAN_PATTERN)) {
+            prop_assert!(Bytes::try_from(size).is_ok_and(|b| (1..=LARGEST).contains(&b.get())));
+            prop_assert!(Span::try_from(span).is_ok_and(|s| s.get() <= LONGEST));
+        }
+    }
+
+    /// A pattern without its anchors, as a strategy wants it.
+    fn inner(pattern: &'static str) -> &'static str {
+        pattern.trim_start_matches('^').trim_end_matches('$')
     }
 
     #[test]

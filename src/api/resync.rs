@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     condition,
-    quantity::{Bytes, Span, span},
+    quantity::{Bytes, Span, at_least, span},
 };
 
 /// Rebuilds the tables of a Mirror from scratch behind the readers' back, once.
@@ -121,9 +121,11 @@ pub struct SnapshotOverrides {
     pub max_parallel_workers: Option<u16>,
     /// See the Mirror's field.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = at_least("1Mi")))]
     pub partition_size: Option<Bytes>,
     /// See the Mirror's field.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = at_least("64Ki")))]
     pub chunk_size: Option<Bytes>,
     /// See the Mirror's field.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -38,6 +38,24 @@ pub enum Error {
         /// Name.
         name: String,
     },
+    /// An object of the wanted name is still being deleted.
+    #[error("{kind} {name:?} is still being deleted")]
+    Going {
+        /// Kind.
+        kind: String,
+        /// Name.
+        name: String,
+    },
+    /// The API server refuses an object that the operator wants: a quota, an admission webhook, a policy, missing rights.
+    #[error("the API server refuses {kind} {name:?}: {why}. It is tried again")]
+    Refused {
+        /// Kind.
+        kind: String,
+        /// Name.
+        name: String,
+        /// Its words.
+        why: String,
+    },
     /// Leader election failed.
     #[error("leader election: {0}")]
     Lease(String),
@@ -55,6 +73,26 @@ impl Error {
     /// Whether somebody else changed the object meanwhile.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Kube(kube::Error::Api(status)) if status.code == 409)
+    }
+
+    /// If people have to cure it: one CamelCase word for it.
+    pub fn for_people(&self) -> Option<&'static str> {
+        match self {
+            Self::Refused { .. } => Some("WorkloadRefused"),
+            Self::NotOurs { .. } => Some("NameTaken"),
+            _ => None,
+        }
+    }
+}
+
+/// What became of an object that the operator wanted to write. Only what will be refused again is [`Error::Refused`].
+pub fn refusal(kind: &str, name: &str, error: kube::Error) -> Error {
+    match error {
+        kube::Error::Api(status) if matches!(status.code, 400 | 403 | 413 | 422) => {
+            let why = status.message.trim_end_matches('.').to_string();
+            Error::Refused { kind: kind.into(), name: name.into(), why }
+        }
+        other => Error::Kube(other),
     }
 }
 
@@ -83,6 +121,8 @@ pub struct Metrics {
     pub failures: Family<KindLabels, Counter>,
     /// Writes of status.
     pub status_writes: Family<KindLabels, Counter>,
+    /// Writes of any kind, Events too; not the lease.
+    pub api_writes: Family<KindLabels, Counter>,
     /// Lag of each mirror.
     pub lag: Family<ObjectLabels, Gauge>,
     /// Whether each mirror is Ready.
@@ -128,9 +168,15 @@ impl Context {
         registry.register("reconciles", "Passes over objects", self.metrics.reconciles.clone());
         registry.register("reconcile_failures", "Passes that failed", self.metrics.failures.clone());
         registry.register("status_writes", "Writes of status", self.metrics.status_writes.clone());
+        registry.register("api_writes", "Writes to the API server, beside the lease's", self.metrics.api_writes.clone());
         registry.register("mirror_lag_bytes", "WAL written at the source and not applied yet", self.metrics.lag.clone());
         registry.register("mirror_ready", "1 if the Mirror is Ready", self.metrics.ready.clone());
         registry
+    }
+
+    /// Counts a write to the API server.
+    pub fn wrote<K: Resource<DynamicType = ()>>(&self) {
+        self.metrics.api_writes.get_or_create(&KindLabels { kind: K::kind(&()).into_owned() }).inc();
     }
 
     /// Whether the controllers run.
@@ -182,6 +228,7 @@ impl Context {
             action: "Reconcile".into(),
             secondary: None,
         };
+        self.wrote::<k8s_openapi::api::events::v1::Event>();
         if let Err(error) = self.recorder.publish(&event, &about.object_ref(&())).await {
             tracing::warn!(%error, reason = notice.reason, "an Event could not be published");
         }
@@ -194,6 +241,7 @@ impl Context {
     {
         let api: Api<K> = Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
         self.metrics.status_writes.get_or_create(&KindLabels { kind: K::kind(&()).into_owned() }).inc();
+        self.wrote::<K>();
         api.replace_status(&object.name_any(), &PostParams::default(), object).await?;
         Ok(())
     }
@@ -208,6 +256,7 @@ impl Context {
         if wanted {
             finalizers.push(finalizer.into());
         }
+        self.wrote::<K>();
         let patch = serde_json::json!({ "metadata": { "finalizers": finalizers, "resourceVersion": object.resource_version() } });
         Ok(api.patch(&object.name_any(), &kube::api::PatchParams::default(), &kube::api::Patch::Merge(patch)).await?)
     }

@@ -15,7 +15,7 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Context, Error};
+use super::{Context, Error, context::refusal};
 use crate::{
     brief::Brief,
     name,
@@ -43,15 +43,22 @@ impl Context {
         let api = self.of::<K>(&namespace);
         let found = match api.get_opt(&wanted.name_any()).await? {
             Some(found) => found,
-            None => match api.create(&PostParams::default(), wanted).await {
-                Ok(made) => return Ok(made),
-                Err(kube::Error::Api(status)) if status.code == 409 => api.get(&wanted.name_any()).await?,
-                Err(other) => return Err(other.into()),
-            },
+            None => {
+                self.wrote::<K>();
+                match api.create(&PostParams::default(), wanted).await {
+                    Ok(made) => return Ok(made),
+                    Err(kube::Error::Api(status)) if status.code == 409 => api.get(&wanted.name_any()).await?,
+                    Err(other) => return Err(refusal(&K::kind(&()), &wanted.name_any(), other)),
+                }
+            }
         };
+        let (kind, name) = (K::kind(&()).into_owned(), wanted.name_any());
         let owner = |object: &K| object.owner_references().first().map(|o| o.uid.clone());
-        if owner(&found) != owner(wanted) || found.meta().deletion_timestamp.is_some() {
-            return Err(Error::NotOurs { kind: K::kind(&()).into_owned(), name: wanted.name_any() });
+        if found.meta().deletion_timestamp.is_some() {
+            return Err(Error::Going { kind, name });
+        }
+        if owner(&found) != owner(wanted) {
+            return Err(Error::NotOurs { kind, name });
         }
         Ok(found)
     }
@@ -65,6 +72,7 @@ impl Context {
         }
         let mut how = DeleteParams::background();
         how.preconditions = Some(Preconditions { uid: found.uid(), resource_version: None });
+        self.wrote::<K>();
         match api.delete(object, &how).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
@@ -82,20 +90,24 @@ impl Context {
         let runs = spec.template.spec.as_ref().and_then(|p| p.containers.first()).and_then(|c| c.image.clone());
         if spec.replicas != Some(replicas) || runs.as_deref() != Some(image) {
             let patch = serde_json::json!({ "spec": { "replicas": replicas, "template": { "spec": { "containers": [{ "name": "main", "image": image }] } } } });
-            self.of::<StatefulSet>(&brief.namespace).patch(&wanted.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await?;
+            self.wrote::<StatefulSet>();
+            let api = self.of::<StatefulSet>(&brief.namespace);
+            let patched = api.patch(&wanted.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await;
+            patched.map_err(|error| refusal("StatefulSet", &wanted.name_any(), error))?;
         }
         Ok(())
     }
 
-    /// Removes the pipeline of an epoch; `wholly` also its Service and ConfigMap.
-    pub async fn delete_pipeline(&self, namespace: &str, mirror: &str, epoch: u32, owner: &str, wholly: bool) -> Result<(), Error> {
+    /// Removes the pipeline of an epoch. Its brief stays.
+    pub async fn delete_pipeline(&self, namespace: &str, mirror: &str, epoch: u32, owner: &str) -> Result<(), Error> {
         let object = name::pipeline(mirror, epoch);
         self.remove::<StatefulSet>(namespace, &object, owner).await?;
-        if wholly {
-            self.remove::<Service>(namespace, &object, owner).await?;
-            self.remove::<ConfigMap>(namespace, &object, owner).await?;
-        }
-        Ok(())
+        self.remove::<Service>(namespace, &object, owner).await
+    }
+
+    /// Removes the brief of an epoch.
+    pub async fn delete_brief(&self, namespace: &str, mirror: &str, epoch: u32, owner: &str) -> Result<(), Error> {
+        self.remove::<ConfigMap>(namespace, &name::pipeline(mirror, epoch), owner).await
     }
 
     /// The snapshot Job; its parallelism and pause are brought up to date.
@@ -104,9 +116,10 @@ impl Context {
         let (has, wants) = (found.spec.unwrap_or_default(), wanted.spec.clone().unwrap_or_default());
         if has.parallelism != wants.parallelism || has.suspend.unwrap_or_default() != wants.suspend.unwrap_or_default() {
             let patch = serde_json::json!({ "spec": { "parallelism": wants.parallelism, "suspend": wants.suspend } });
-            self.of::<Job>(&wanted.namespace().unwrap_or_default())
-                .patch(&wanted.name_any(), &PatchParams::default(), &Patch::Merge(patch))
-                .await?;
+            self.wrote::<Job>();
+            let api = self.of::<Job>(&wanted.namespace().unwrap_or_default());
+            let patched = api.patch(&wanted.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
+            patched.map_err(|error| refusal("Job", &wanted.name_any(), error))?;
         }
         Ok(())
     }

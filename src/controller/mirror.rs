@@ -16,9 +16,11 @@ use super::{
     Context, Error,
     context::{KindLabels, ObjectLabels},
     ensure::owner,
+    refusal::tell,
 };
 use crate::{
     api::{Mirror, MirrorResync, MirrorStatus, Peer, condition},
+    brief::Brief,
     mirror::{Effect, FINALIZER, Observed, ResyncFacts, brief, plan},
     resync::job_name,
     workload::{EPOCH_LABEL, MIRROR_LABEL, brief_map, forget_job, labels},
@@ -42,8 +44,13 @@ pub async fn reconcile(mirror: Arc<Mirror>, context: Arc<Context>) -> Result<Act
             context.metrics.ready.remove(&labels_of(&mirror));
             return Ok(Action::await_change());
         }
-        if let Some(changed) = apply(effect, &current, &seen, &context).await? {
-            current = changed;
+        match apply(effect, &current, &seen, &context).await {
+            Ok(Some(changed)) => current = changed,
+            Ok(None) => {}
+            Err(error) => {
+                tell(&context, &current, &error, "Ready", |m| &mut m.status.get_or_insert_default().conditions).await?;
+                return Err(error);
+            }
         }
     }
     context.metrics.lag.get_or_create(&labels_of(&mirror)).set(plan.status.lag_bytes.unwrap_or_default());
@@ -69,17 +76,7 @@ async fn observe(mirror: &Mirror, context: &Context) -> Result<Observed, Error> 
         }
     }
     let deleting = mirror.metadata.deletion_timestamp.is_some();
-    // The newest epoch is the one that nothing fences, so in its name everything is removed.
-    let epoch = if status.live_epoch > 0 && !deleting { status.live_epoch } else { status.epoch.max(1) };
-    seen.brief = Some(match context.stored_brief(&namespace, &name, &uid, epoch).await? {
-        Some(stored) => Ok(stored),
-        None => {
-            let peers: Api<Peer> = Api::namespaced(context.client.clone(), &namespace);
-            let (source, destination) =
-                (peers.get_opt(&mirror.spec.source.peer).await?, peers.get_opt(&mirror.spec.destination.peer).await?);
-            brief(mirror, None, epoch, source.as_ref(), destination.as_ref()).map(Box::new)
-        }
-    });
+    seen.brief = Some(brief_of(mirror, deleting, context).await?);
     if deleting {
         let pods = context.pods(&namespace, &name, None).await?;
         seen.pods = pods.alive(&["forget"]);
@@ -92,6 +89,24 @@ async fn observe(mirror: &Mirror, context: &Context) -> Result<Observed, Error> 
         seen.conflict = conflict(mirror, context).await?;
     }
     Ok(seen)
+}
+
+/// The brief of the live epoch, or of the newest one if none is live or the Mirror goes. The Peers of a Mirror that goes may be gone before it: then
+/// any brief that is stored serves, since everything is removed in the name of whichever epoch.
+async fn brief_of(mirror: &Mirror, deleting: bool, context: &Context) -> Result<Result<Box<Brief>, String>, Error> {
+    let (namespace, name, uid) = (mirror.namespace().unwrap_or_default(), mirror.name_any(), mirror.uid().unwrap_or_default());
+    let status = mirror.status.clone().unwrap_or_default();
+    let newest = status.epoch.max(1);
+    let epoch = if status.live_epoch > 0 && !deleting { status.live_epoch } else { newest };
+    let oldest = if deleting { status.live_epoch.max(1) } else { epoch };
+    for epoch in (oldest..=epoch).rev() {
+        if let Some(stored) = context.stored_brief(&namespace, &name, &uid, epoch).await? {
+            return Ok(Ok(stored));
+        }
+    }
+    let peers: Api<Peer> = Api::namespaced(context.client.clone(), &namespace);
+    let (source, destination) = (peers.get_opt(&mirror.spec.source.peer).await?, peers.get_opt(&mirror.spec.destination.peer).await?);
+    Ok(brief(mirror, None, epoch, source.as_ref(), destination.as_ref()).map(Box::new))
 }
 
 fn forget_name(mirror: &Mirror) -> String {
@@ -119,11 +134,13 @@ async fn resyncs_of(mirror: &Mirror, context: &Context) -> Result<Vec<ResyncFact
     let api: Api<MirrorResync> = Api::namespaced(context.client.clone(), &mirror.namespace().unwrap_or_default());
     let mut list = api.list(&ListParams::default().fields(&format!("spec.mirror={}", mirror.name_any()))).await?.items;
     list.sort_by_key(|r| (r.creation_timestamp(), r.name_any()));
-    Ok(list.into_iter().map(facts).collect())
+    Ok(list.into_iter().map(|r| facts(r, mirror)).collect())
 }
 
-fn facts(resync: MirrorResync) -> ResyncFacts {
+fn facts(resync: MirrorResync, mirror: &Mirror) -> ResyncFacts {
     let status = resync.status.clone().unwrap_or_default();
+    let (reason, message) =
+        condition::get(&status.conditions, "Succeeded").map(|c| (c.reason.clone(), c.message.clone())).unwrap_or_default();
     ResyncFacts {
         name: resync.name_any(),
         uid: resync.uid().unwrap_or_default(),
@@ -131,8 +148,11 @@ fn facts(resync: MirrorResync) -> ResyncFacts {
         epoch: status.epoch,
         deleting: resync.metadata.deletion_timestamp.is_some(),
         held: resync.spec.cancel || resync.spec.suspend,
+        own: resync.owner_references().iter().any(|o| Some(&o.uid) == mirror.metadata.uid.as_ref()),
         old_pipeline_dropped: status.old_pipeline_dropped,
-        message: condition::get(&status.conditions, "Succeeded").map(|c| c.message.clone()).unwrap_or_default(),
+        swapped: status.swap.is_some(),
+        reason,
+        message,
         started: status.start_time,
         ended: status.completion_time,
         rows: status.rows.map_or(0, |a| a.done),
@@ -149,13 +169,12 @@ async fn apply(effect: &Effect, mirror: &Mirror, seen: &Observed, context: &Cont
         Effect::Say(notice) => context.say(mirror, notice).await,
         Effect::CreateResync { name } => create_resync(name, mirror, context).await?,
         Effect::EnsurePipeline { brief, image, replicas } => context.ensure_pipeline(brief, image, *replicas, &owner(mirror)).await?,
-        Effect::DeletePipeline { epoch } => {
-            let wholly = mirror.metadata.deletion_timestamp.is_none();
-            context.delete_pipeline(&namespace, &name, *epoch, &uid, wholly).await?;
-        }
+        Effect::DeleteResync { name } => context.remove::<MirrorResync>(&namespace, name, &uid).await?,
+        Effect::DeletePipeline { epoch } => context.delete_pipeline(&namespace, &name, *epoch, &uid).await?,
+        Effect::DeleteBrief { epoch } => context.delete_brief(&namespace, &name, *epoch, &uid).await?,
         Effect::DeleteJobs => {
             for resync in seen.resyncs.iter().filter(|r| r.epoch.is_some()) {
-                for role in ["snapshot", "swap"] {
+                for role in ["snapshot", "swap", "cleanup"] {
                     context.remove::<Job>(&namespace, &job_name(&resync.name, role), &resync.uid).await?;
                 }
             }

@@ -5,6 +5,7 @@ mod ensure;
 mod mirror;
 mod observe;
 mod peer;
+mod refusal;
 mod resync;
 mod serve;
 
@@ -115,7 +116,8 @@ async fn controllers(context: &Arc<Context>, stop: &CancellationToken) {
         .watches(context.api::<Mirror>(), all(), move |mirror| {
             let (name, namespace) = (mirror.name_any(), mirror.namespace());
             let of = move |r: &Arc<MirrorResync>| {
-                r.namespace() == namespace && r.spec.mirror == name && r.status.as_ref().is_none_or(|s| !s.phase.is_end())
+                let waits = r.status.as_ref().is_none_or(|s| !s.phase.is_end()) || !r.finalizers().is_empty();
+                r.namespace() == namespace && r.spec.mirror == name && waits
             };
             waiting.state().into_iter().filter(of).map(|r| ObjectRef::from_obj(&*r)).collect::<Vec<_>>()
         })

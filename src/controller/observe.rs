@@ -1,8 +1,11 @@
 //! Reading facts: pods, Jobs, and what pipeline pods say.
 
-use k8s_openapi::api::{
-    batch::v1::Job,
-    core::v1::{Pod, PodStatus},
+use k8s_openapi::{
+    api::{
+        batch::v1::Job,
+        core::v1::{Pod, PodStatus},
+    },
+    jiff::Timestamp,
 };
 use kube::{Api, ResourceExt, api::ListParams};
 use serde::de::DeserializeOwned;
@@ -118,6 +121,7 @@ impl Context {
         };
         Ok(Some(JobFacts {
             completed: condition("Complete").is_some(),
+            ended: condition("Complete").or(condition("Failed")).map(|c| c.last_transition_time.map_or(Timestamp::UNIX_EPOCH, |t| t.0)),
             failed: condition("Failed").map(|c| {
                 format!("Job {name} failed: {} {}", c.reason.unwrap_or_default(), c.message.unwrap_or_default()).trim().to_string()
             }),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::{api::batch::v1::Job, jiff::Timestamp};
 use kube::{ResourceExt, runtime::controller::Action};
 
-use super::{Context, Error, context::KindLabels, ensure::owner};
+use super::{Context, Error, context::KindLabels, ensure::owner, refusal::tell};
 use crate::{
     api::Peer,
     peer::{CheckFacts, Effect, Observed, check_name, connection, plan},
@@ -23,7 +23,10 @@ pub async fn reconcile(peer: Arc<Peer>, context: Arc<Context>) -> Result<Action,
     let seen = observe(&peer, &context).await?;
     let plan = plan(&peer, &seen, Timestamp::now());
     for effect in &plan.effects {
-        apply(effect, &peer, &context).await?;
+        if let Err(error) = apply(effect, &peer, &context).await {
+            tell(&context, &*peer, &error, "Ready", |p| &mut p.status.get_or_insert_default().conditions).await?;
+            return Err(error);
+        }
     }
     if peer.status.as_ref() != Some(&plan.status) {
         context.write_status(&Peer { status: Some(plan.status), ..(*peer).clone() }).await?;

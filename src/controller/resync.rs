@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use k8s_openapi::{api::batch::v1::Job, jiff::Timestamp};
 use kube::{Api, ResourceExt, runtime::controller::Action};
 
-use super::{Context, Error, context::KindLabels, ensure::owner};
+use super::{Context, Error, context::KindLabels, ensure::owner, refusal::tell};
 use crate::{
     api::{Mirror, MirrorResync, MirrorResyncStatus, Peer},
     mirror,
@@ -29,8 +29,13 @@ pub async fn reconcile(resync: Arc<MirrorResync>, context: Arc<Context>) -> Resu
             context.forget(&uid);
             return Ok(Action::await_change());
         }
-        if let Some(changed) = apply(effect, &current, mirror.as_ref(), &context).await? {
-            current = changed;
+        match apply(effect, &current, mirror.as_ref(), &context).await {
+            Ok(Some(changed)) => current = changed,
+            Ok(None) => {}
+            Err(error) => {
+                tell(&context, &current, &error, "Succeeded", |r| &mut r.status.get_or_insert_default().conditions).await?;
+                return Err(error);
+            }
         }
     }
     write(&current, &plan.status, &context).await?;
@@ -112,9 +117,9 @@ async fn apply(effect: &Effect, resync: &MirrorResync, mirror: Option<&Mirror>, 
                 context.remove::<Job>(&namespace, &job_name(&name, role), &uid).await?;
             }
         }
-        Effect::DeletePipeline { epoch, wholly } => {
+        Effect::DeletePipeline { epoch } => {
             if let Some(mirror) = mirror {
-                context.delete_pipeline(&namespace, &mirror.name_any(), *epoch, &mirror.uid().unwrap_or_default(), *wholly).await?;
+                context.delete_pipeline(&namespace, &mirror.name_any(), *epoch, &mirror.uid().unwrap_or_default()).await?;
             }
         }
         Effect::EnsurePipeline { brief, image } => {

@@ -184,10 +184,11 @@ pub trait Destination: Send + Sync {
     /// Drops the tables that the swap retired.
     async fn drop_retired(&self) -> Result<(), Error>;
 
-    /// Removes the shadows and the ledger's rows of this epoch unless it was swapped. The fence stays.
+    /// Removes the shadows and the ledger's rows of this epoch unless it was swapped, and fences it: nothing of it can begin again. Does nothing if
+    /// the epoch has not begun.
     async fn abandon(&self) -> Result<(), Error>;
 
-    /// Forgets the mirror: its ledger, shadows and retired tables; with `drop_tables` also its live tables.
+    /// Forgets the mirror: its ledger, shadows and retired tables; with `drop_tables` also its live tables. Any epoch may do so: none is left after.
     async fn forget(&self, drop_tables: bool) -> Result<(), Error>;
 
     /// Opens the one applier of this epoch. Needs the swap done. Of two processes the one that opened last wins: the other's applier fails, and opening

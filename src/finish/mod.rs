@@ -16,7 +16,8 @@ pub async fn swap(brief: &Brief) -> Result<SwapReport, Failure> {
 }
 
 /// Undoes an epoch that was not swapped: its slot, its publication, its shadows. The live tables stay as they are.
-pub async fn cleanup(brief: &Brief) -> Result<(), Failure> {
+/// One that was swapped is live, and left alone: then what the swap did is returned.
+pub async fn cleanup(brief: &Brief) -> Result<Option<SwapReport>, Failure> {
     let destination = open(brief).await?;
     cleanup_at(brief, &*destination).await.map_err(|trouble| trouble.failure())
 }
@@ -46,13 +47,19 @@ pub async fn swap_at(brief: &Brief, destination: &dyn Destination) -> Result<Swa
 }
 
 /// See [`cleanup`]. The source comes first: a forgotten slot fills its disk, forgotten shadows only take room.
-pub async fn cleanup_at(brief: &Brief, destination: &dyn Destination) -> Result<(), Trouble> {
-    // An epoch that was swapped is live: its slot must stay, whoever asks.
-    if destination.state().await?.is_some_and(|state| state.swapped) {
-        return Ok(());
+pub async fn cleanup_at(brief: &Brief, destination: &dyn Destination) -> Result<Option<SwapReport>, Trouble> {
+    let Some(state) = destination.state().await? else {
+        // It never began, so the epoch before it streams on.
+        at_source(brief, |epoch| epoch == brief.epoch).await?;
+        return Ok(None);
+    };
+    if state.swapped {
+        return Ok(destination.swapped().await?);
     }
-    at_source(brief, |epoch| epoch == brief.epoch).await?;
-    Ok(destination.abandon().await?)
+    // It began: no earlier epoch will stream again.
+    at_source(brief, |epoch| epoch <= brief.epoch).await?;
+    destination.abandon().await?;
+    Ok(None)
 }
 
 /// See [`forget`].

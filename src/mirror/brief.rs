@@ -1,7 +1,7 @@
 //! Writing the brief of an epoch from the custom resources.
 
 use crate::{
-    api::{Mirror, MirrorResync, Peer, peer::Role},
+    api::{Mirror, MirrorResync, MirrorSpec, Peer, peer::Role},
     brief::{Brief, DestinationPeer},
     name,
     peer::connection,
@@ -57,6 +57,14 @@ pub fn brief(
         on_old_snapshot: wanted.swap.on_old_snapshot,
         keep_old_millis: millis(&wanted.keep_old),
     })
+}
+
+/// Whether tables made from `brief` are what `spec` says.
+pub fn made_from(brief: &Brief, spec: &MirrorSpec) -> bool {
+    brief.tables == spec.tables
+        && brief.soft_delete == spec.soft_delete
+        && brief.synced_at_column == spec.synced_at_column
+        && brief.publication == spec.source.publication
 }
 
 /// What CEL cannot say of a Mirror: comparing all destinations would exceed its cost limit.

@@ -5,8 +5,8 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use brief::{brief, validate};
-pub use plan::{plan, spec_hash};
+pub use brief::{brief, made_from, validate};
+pub use plan::plan;
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ pub const FORCE_ANNOTATION: &str = "mirror-operator.io/force-delete";
 pub struct Observed {
     /// Its MirrorResyncs, oldest first.
     pub resyncs: Vec<ResyncFacts>,
-    /// A brief for the live epoch (or the next, if none is live), or why there is none.
+    /// The brief of the live epoch; if none is live or the Mirror goes, that of the newest one. Or why there is none.
     pub brief: Option<Result<Box<Brief>, String>>,
     /// Epochs that have a pipeline StatefulSet, with its replicas.
     pub pipelines: Vec<(u32, i32)>,
@@ -62,8 +62,12 @@ pub struct ResyncFacts {
     pub deleting: bool,
     /// Whether somebody does not want it to begin: cancelled or suspended.
     pub held: bool,
+    /// Whether the Mirror itself has made it.
+    pub own: bool,
     /// Whether it dropped the old pipeline.
     pub old_pipeline_dropped: bool,
+    /// Whether its tables bear the live names, however it ended.
+    pub swapped: bool,
     /// When it began.
     pub started: Option<Time>,
     /// When it ended.
@@ -72,7 +76,9 @@ pub struct ResyncFacts {
     pub rows: i64,
     /// Bytes loaded.
     pub bytes: i64,
-    /// What its condition `Succeeded` says.
+    /// What its condition `Succeeded` says, in a word and in words.
+    pub reason: String,
+    /// See `reason`.
     pub message: String,
 }
 
@@ -88,6 +94,11 @@ pub enum Effect {
         /// Its name; a resync of that name that exists is left alone.
         name: String,
     },
+    /// Removes an ended MirrorResync that this Mirror owns.
+    DeleteResync {
+        /// Its name.
+        name: String,
+    },
     /// The live epoch's pipeline. An existing ConfigMap with the brief is left as it is.
     EnsurePipeline {
         /// The brief, should there be none yet.
@@ -97,9 +108,14 @@ pub enum Effect {
         /// 1, or 0 while suspended.
         replicas: i32,
     },
-    /// Removes a pipeline that nobody needs.
+    /// Removes a pipeline that nobody needs. Its brief stays, for those who have to remove more.
     DeletePipeline {
         /// Its epoch.
+        epoch: u32,
+    },
+    /// Removes the brief of an epoch of which nothing is left.
+    DeleteBrief {
+        /// The epoch.
         epoch: u32,
     },
     /// Removes all Jobs of the Mirror's resyncs.

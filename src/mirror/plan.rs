@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
-use sha2::{Digest, Sha256};
 
-use super::{Effect, FINALIZER, FORCE_ANNOTATION, Observed, Pass, Plan, ResyncFacts};
+use super::{Effect, FINALIZER, FORCE_ANNOTATION, Observed, Pass, Plan, ResyncFacts, made_from};
 use crate::{
     api::{
-        Mirror, MirrorSpec, MirrorStatus,
+        Mirror, MirrorStatus,
         condition::{self, Verdict},
         mirror::{ActiveResync, MirrorPhase, OnSlotLost, PastResync, TableStatus},
         resync::{Outcome, Phase},
@@ -22,10 +21,13 @@ use crate::{
 const USUAL: Duration = Duration::from_secs(5);
 /// How often one that is on the move is looked at.
 const SOON: Duration = Duration::from_millis(500);
-/// How many ended resyncs are remembered.
+/// How many ended resyncs are remembered, and how many of its own the Mirror keeps.
 const HISTORY: usize = 10;
-/// A first load that failed is tried again after this, doubled each time, at most 30 min.
+/// A resync of the Mirror's own that failed is tried again after this, doubled each time, at most 32 min.
 const RETRY: Duration = Duration::from_secs(30);
+
+/// What a resync says while it goes on as it should.
+const STEPS: [&str; 4] = ["Setup", "Snapshot", "Swap", "Connecting"];
 
 /// What a reconcile of one Mirror does next. Computed from facts alone.
 pub fn plan(mirror: &Mirror, seen: &Observed, now: Timestamp) -> Plan {
@@ -40,6 +42,9 @@ pub fn plan(mirror: &Mirror, seen: &Observed, now: Timestamp) -> Plan {
     if !pass.has_finalizer() {
         effects.push(Effect::AddFinalizer);
     }
+    // Also of a Mirror that is refused by now.
+    pass.release(&mut status, &mut effects);
+    pass.prune(&status, &mut effects);
     if let Some(other) = &seen.conflict
         && status.live_epoch == 0
     {
@@ -50,7 +55,6 @@ pub fn plan(mirror: &Mirror, seen: &Observed, now: Timestamp) -> Plan {
     {
         return pass.refuse(status, effects, "InvalidSpec", why);
     }
-    pass.release(&mut status, &mut effects);
     pass.notice_fence(&mut status);
     pass.choose(&mut status, &mut effects);
     pass.keep_pipelines(&status, &mut effects);
@@ -58,13 +62,6 @@ pub fn plan(mirror: &Mirror, seen: &Observed, now: Timestamp) -> Plan {
     let next_look =
         if status.phase == MirrorPhase::Running || status.active_resync.is_some() { USUAL } else { SOON.max(Duration::from_secs(1)) };
     Plan { effects, status, next_look: Some(next_look) }
-}
-
-/// A hash of what the destination's tables are made from: if it changes, the live tables are no longer what the spec says.
-pub fn spec_hash(spec: &MirrorSpec) -> String {
-    let made_from = serde_json::json!([spec.tables, spec.soft_delete, spec.synced_at_column, spec.source.publication]);
-    let digest = Sha256::digest(made_from.to_string().as_bytes());
-    digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
 
 /// Causes as sentences, with the one cure that they have in common.
@@ -119,9 +116,10 @@ impl Pass<'_> {
             _ => return,
         };
         status.active_resync = None;
-        if outcome == Outcome::Succeeded {
+        if outcome == Outcome::Succeeded || resync.swapped {
+            // Of the epochs before it nothing is left.
+            effects.extend((status.live_epoch.max(1)..active.epoch).map(|epoch| Effect::DeleteBrief { epoch }));
             status.live_epoch = active.epoch;
-            status.live_spec = Some(spec_hash(&self.mirror.spec));
             status.stream_dropped = false;
             status.tables.clear();
         } else if resync.old_pipeline_dropped && status.live_epoch > 0 {
@@ -140,6 +138,13 @@ impl Pass<'_> {
         status.resyncs.insert(0, past);
         status.resyncs.truncate(HISTORY);
         effects.push(Effect::Say(Notice::normal("ResyncEnded", format!("MirrorResync {} ended: {outcome:?}.", resync.name))));
+    }
+
+    /// Of the resyncs that the Mirror itself has made, the newest that ended are kept.
+    fn prune(&self, status: &MirrorStatus, effects: &mut Vec<Effect>) {
+        let active = status.active_resync.as_ref().map(|a| &a.uid);
+        let ended = self.seen.resyncs.iter().rev().filter(|r| r.own && r.phase.is_end() && Some(&r.uid) != active);
+        effects.extend(ended.skip(HISTORY).filter(|r| !r.deleting).map(|r| Effect::DeleteResync { name: r.name.clone() }));
     }
 
     /// A pipeline that was fenced by an epoch which never became live will not stream again. Nobody else says so if that resync ended unseen.
@@ -164,26 +169,35 @@ impl Pass<'_> {
         if self.mirror.spec.suspend || self.seen.resyncs.iter().any(|r| !r.phase.is_end()) {
             return;
         }
-        if status.live_epoch == 0 {
-            effects.extend(self.first_load(status));
-        } else if self.wants_automatic_resync(status) {
-            effects.push(Effect::CreateResync { name: format!("{}-auto-{}", self.name(), status.epoch + 1) });
+        let wanted = status.live_epoch == 0 || self.wants_automatic_resync(status);
+        if wanted && self.patience_is_over() {
+            effects.push(Effect::CreateResync { name: self.next_name(status) });
         }
     }
 
-    /// The first load: a resync that the Mirror owns. Failed ones are tried again with patience.
-    fn first_load(&self, status: &MirrorStatus) -> Option<Effect> {
-        let tries = status.epoch;
-        let last_end = self.seen.resyncs.iter().filter_map(|r| r.ended.as_ref()).map(|t| t.0).max();
-        let pause = RETRY.saturating_mul(1 << tries.saturating_sub(1).min(6));
-        let due = last_end.is_none_or(|end| Duration::try_from(self.now.duration_since(end)).unwrap_or_default() >= pause);
-        let name = if tries == 0 { format!("{}-initial", self.name()) } else { format!("{}-initial-{}", self.name(), tries + 1) };
-        due.then_some(Effect::CreateResync { name })
+    /// The first load, and what replaces a lost slot, are resyncs that the Mirror owns.
+    fn next_name(&self, status: &MirrorStatus) -> String {
+        let (name, next) = (self.name(), status.epoch + 1);
+        match (status.live_epoch, next) {
+            (0, 1) => format!("{name}-initial"),
+            (0, _) => format!("{name}-initial-{next}"),
+            _ => format!("{name}-auto-{next}"),
+        }
     }
 
+    /// Failed resyncs are tried again with patience.
+    fn patience_is_over(&self) -> bool {
+        let failed: Vec<&ResyncFacts> = self.seen.resyncs.iter().rev().take_while(|r| r.phase != Phase::Running).collect();
+        let Some(last) = failed.iter().filter_map(|r| r.ended.as_ref()).map(|t| t.0).max() else { return true };
+        let pause = RETRY.saturating_mul(1 << failed.len().saturating_sub(1).min(6));
+        Duration::try_from(self.now.duration_since(last)).unwrap_or_default() >= pause
+    }
+
+    /// The slot is lost; or a resync that was to replace it has dropped the stream, and failed.
     fn wants_automatic_resync(&self, status: &MirrorStatus) -> bool {
         let lost = self.stream_report(status).is_some_and(|r| r.stream.as_ref().is_some_and(|s| s.slot_lost.is_some()));
-        lost && self.mirror.spec.resync_policy.on_slot_lost == OnSlotLost::Automatic
+        let unhealed = || status.stream_dropped && self.seen.resyncs.last().is_some_and(|r| r.own && r.phase == Phase::Failed);
+        self.mirror.spec.resync_policy.on_slot_lost == OnSlotLost::Automatic && (lost || unhealed())
     }
 
     /// While no resync is active: the live epoch's pipeline must run, and no other. An active resync keeps its own.
@@ -218,8 +232,10 @@ impl Pass<'_> {
                 Some(Phase::Snapshot | Phase::Swap) => MirrorPhase::Snapshot,
                 _ => MirrorPhase::Setup,
             };
-            let words = resync.map(|r| r.message.clone()).unwrap_or_default();
-            self.ready(status, effects, Verdict::False, "Resyncing", &format!("MirrorResync {} is active. {words}", active.name));
+            // Its usual steps stand in its own status; each would cost a write here too.
+            let words = resync.filter(|r| !STEPS.contains(&r.reason.as_str())).map_or(String::new(), |r| format!(" {}", r.message));
+            let words = words.trim_end();
+            self.ready(status, effects, Verdict::False, "Resyncing", &format!("MirrorResync {} is active.{words}", active.name));
             return;
         }
         if status.live_epoch == 0 {
@@ -308,7 +324,8 @@ impl Pass<'_> {
             return;
         }
         let mut causes = vec![];
-        if status.live_spec.as_ref().is_some_and(|live| *live != spec_hash(&self.mirror.spec)) {
+        let live = self.seen.brief.as_ref().and_then(|b| b.as_ref().ok()).filter(|b| b.epoch == status.live_epoch);
+        if live.is_some_and(|brief| !made_from(brief, &self.mirror.spec)) {
             causes.push("The Mirror's tables or columns were changed in its spec.".to_string());
         }
         if let Some(report) = self.stream_report(status) {
@@ -344,7 +361,9 @@ impl Pass<'_> {
         // A pod that outlived the Job may have made something again: then it is removed once more.
         let completed = self.seen.forget_job.as_ref().is_some_and(|j| j.completed);
         let forgotten = completed && self.seen.pods == 0;
-        if status.epoch == 0 || forced || forgotten {
+        // No brief was ever stored and none can be written any more: then nothing was made either.
+        let untouched = status.live_epoch == 0 && self.seen.pods == 0 && matches!(self.seen.brief, Some(Err(_)));
+        if status.epoch == 0 || untouched || forced || forgotten {
             effects.push(Effect::RemoveFinalizer);
             return Plan { effects, status, next_look: None };
         }

@@ -38,7 +38,7 @@ fn waiting(name: &str) -> ResyncFacts {
 
 fn live() -> (Mirror, Observed) {
     let mut mirror = mirror();
-    let status = crate::api::MirrorStatus { epoch: 1, live_epoch: 1, live_spec: Some(spec_hash(&mirror.spec)), ..Default::default() };
+    let status = crate::api::MirrorStatus { epoch: 1, live_epoch: 1, ..Default::default() };
     mirror.status = Some(status);
     let mut seen = seen(&mirror);
     let stream = Stream { connected: true, ..Stream::default() };
@@ -91,8 +91,42 @@ fn a_resync_that_ended_well_makes_its_epoch_live_and_history() {
     status.active_resync = Some(crate::api::mirror::ActiveResync { name: "r".into(), uid: "r".into(), epoch: 2 });
     facts.resyncs = vec![ResyncFacts { phase: Phase::Running, epoch: Some(2), ended: Some(Time(now())), rows: 5, ..waiting("r") }];
     let plan = plan(&m, &facts, now());
+    assert!(plan.effects.contains(&Effect::DeleteBrief { epoch: 1 }) && !plan.effects.contains(&Effect::DeleteBrief { epoch: 2 }));
     assert_eq!((plan.status.live_epoch, plan.status.active_resync, plan.status.resyncs.len()), (2, None, 1));
     assert_eq!(plan.status.resyncs[0].rows, 5);
+}
+
+#[test]
+fn a_resync_that_swapped_and_then_lost_its_slot_makes_its_epoch_live_all_the_same() {
+    let (mut m, mut facts) = live();
+    let status = m.status.as_mut().unwrap();
+    status.epoch = 2;
+    status.active_resync = Some(crate::api::mirror::ActiveResync { name: "r".into(), uid: "r".into(), epoch: 2 });
+    facts.resyncs = vec![ResyncFacts { phase: Phase::Failed, swapped: true, old_pipeline_dropped: true, ..waiting("r") }];
+    let after = plan(&m, &facts, now()).status;
+    assert_eq!((after.live_epoch, after.stream_dropped, after.resyncs[0].outcome), (2, false, crate::api::resync::Outcome::Failed));
+}
+
+#[test]
+fn a_refused_mirror_still_takes_leave_of_a_resync_that_has_ended() {
+    let mut m = mirror();
+    let active = crate::api::mirror::ActiveResync { name: "r".into(), uid: "r".into(), epoch: 1 };
+    m.status = Some(crate::api::MirrorStatus { epoch: 1, active_resync: Some(active), ..Default::default() });
+    let resyncs = vec![ResyncFacts { phase: Phase::Failed, epoch: Some(1), ..waiting("r") }];
+    let refused = plan(&m, &Observed { resyncs, conflict: Some("Mirror other already writes it.".into()), ..seen(&m) }, now());
+    assert_eq!(said(&refused, "Ready").1, "Conflict");
+    assert_eq!((refused.status.active_resync, refused.status.resyncs.len()), (None, 1));
+}
+
+#[test]
+fn of_its_own_resyncs_the_mirror_keeps_the_ten_newest_that_ended() {
+    let (m, mut facts) = live();
+    let own = |i: usize| ResyncFacts { own: true, phase: Phase::Failed, ended: Some(Time(now())), ..waiting(&format!("own-{i}")) };
+    facts.resyncs = (0..12).map(own).collect();
+    facts.resyncs.insert(0, ResyncFacts { own: false, phase: Phase::Failed, ..waiting("a-users") });
+    facts.resyncs[1].deleting = true;
+    let gone: Vec<Effect> = plan(&m, &facts, now()).effects.into_iter().filter(|e| matches!(e, Effect::DeleteResync { .. })).collect();
+    assert_eq!(gone, [Effect::DeleteResync { name: "own-1".into() }]);
 }
 
 #[test]
@@ -157,6 +191,48 @@ fn a_lost_slot_starts_a_resync_only_if_the_policy_says_so() {
 }
 
 #[test]
+fn an_automatic_resync_that_fails_is_tried_again_with_patience_even_if_it_dropped_the_stream() {
+    let (mut m, mut facts) = live();
+    m.spec.resync_policy.on_slot_lost = crate::api::mirror::OnSlotLost::Automatic;
+    m.status.as_mut().unwrap().stream_dropped = true;
+    facts.report = None;
+    let failed = |name: &str, own: bool, ago: i64| {
+        let ended = Some(Time(Timestamp::from_second(1_000_000 - ago).unwrap()));
+        ResyncFacts { own, phase: Phase::Failed, ended, ..waiting(name) }
+    };
+    let creates = |facts: &Observed| plan(&m, facts, now()).effects.iter().any(|e| matches!(e, Effect::CreateResync { .. }));
+    let table = [
+        (vec![failed("auto", true, 29)], false),
+        (vec![failed("auto", true, 31)], true),
+        (vec![failed("auto", true, 200), failed("auto-2", true, 31)], false),
+        (vec![failed("auto", true, 200), failed("auto-2", true, 61)], true),
+        (vec![failed("a-users", false, 1000)], false),
+        (vec![ResyncFacts { phase: Phase::Cancelled, ..failed("auto", true, 1000) }], false),
+    ];
+    for (resyncs, wanted) in table {
+        facts.resyncs = resyncs;
+        assert_eq!(creates(&facts), wanted, "{:?}", facts.resyncs);
+    }
+}
+
+#[test]
+fn tables_that_were_changed_while_a_resync_ran_ask_for_another() {
+    let (mut m, mut facts) = live();
+    m.spec.tables.push(serde_json::from_value(json!({ "source": "public.added" })).unwrap());
+    assert_eq!(said(&plan(&m, &facts, now()), "SchemaInSync").0, "False", "the live epoch's brief does not have the table");
+    let status = m.status.as_mut().unwrap();
+    status.epoch = 2;
+    status.active_resync = Some(crate::api::mirror::ActiveResync { name: "r".into(), uid: "r".into(), epoch: 2 });
+    facts.resyncs = vec![ResyncFacts { phase: Phase::Running, epoch: Some(2), ..waiting("r") }];
+    let released = plan(&m, &facts, now());
+    assert_eq!(said(&released, "SchemaInSync").0, "True", "the new epoch's brief was not read yet");
+    m.status = Some(released.status);
+    let Some(Ok(brief)) = &mut facts.brief else { panic!() };
+    brief.epoch = 2;
+    assert_eq!(said(&plan(&m, &facts, now()), "ResyncRequired").0, "True");
+}
+
+#[test]
 fn a_changed_table_list_and_drift_at_the_source_ask_for_a_resync() {
     let (mut m, mut facts) = live();
     m.spec.tables[0].exclude_columns = vec!["x".into()];
@@ -191,6 +267,22 @@ fn a_deleted_mirror_goes_only_after_its_slots_are_dropped_unless_forced() {
     facts.forget_job = None;
     m.metadata.annotations = Some([(FORCE_ANNOTATION.to_string(), "true".to_string())].into());
     assert_eq!(plan(&m, &facts, now()).effects, [Effect::RemoveFinalizer]);
+}
+
+#[test]
+fn a_deleted_mirror_that_made_nothing_goes_even_if_its_peers_are_gone() {
+    let mut m = mirror();
+    m.metadata.deletion_timestamp = Some(Time(now()));
+    m.status = Some(crate::api::MirrorStatus { epoch: 1, ..Default::default() });
+    let mut facts = Observed { brief: Some(Err("Peer \"a\" does not exist.".into())), ..Observed::default() };
+    assert_eq!(plan(&m, &facts, now()).effects, [Effect::RemoveFinalizer]);
+    facts.pods = 1;
+    assert!(!plan(&m, &facts, now()).effects.contains(&Effect::RemoveFinalizer));
+    facts.pods = 0;
+    m.status.as_mut().unwrap().live_epoch = 1;
+    let stays = plan(&m, &facts, now());
+    assert!(!stays.effects.contains(&Effect::RemoveFinalizer));
+    assert!(condition::get(&stays.status.conditions, "Ready").unwrap().message.contains("Peer \"a\""));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Decides what a MirrorResync does next. Pure: observed facts in, effects and status out. No client, no clock.
 
+mod ending;
 mod plan;
 mod status;
 #[cfg(test)]
@@ -66,6 +67,8 @@ pub struct JobFacts {
     pub completed: bool,
     /// Why it has failed for good, in Kubernetes' words.
     pub failed: Option<String>,
+    /// When it completed or failed.
+    pub ended: Option<Timestamp>,
     /// Indexes that were given up.
     pub failed_indexes: u32,
     /// What its last finished pod left.
@@ -88,12 +91,10 @@ pub enum Effect {
         /// The image.
         image: String,
     },
-    /// Removes a pipeline's StatefulSet, and with it its pod.
+    /// Removes a pipeline's StatefulSet, and with it its pod, and its Service. The brief stays: whoever has to remove more needs it.
     DeletePipeline {
         /// Its epoch.
         epoch: u32,
-        /// Also its Service and ConfigMap.
-        wholly: bool,
     },
     /// The Indexed Job that loads.
     EnsureSnapshotJob {

@@ -1,17 +1,23 @@
 //! The decisions, phase by phase.
 
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::{SignedDuration, Timestamp},
+};
 
 use super::{Effect, FINALIZER, JobFacts, LATER, Notice, Observed, Pass, Plan, SOON, status};
 use crate::{
     api::{
         MirrorResync, MirrorResyncStatus,
         condition::{self, Verdict},
-        resync::{Approval, Ending, Outcome, Phase, Step},
+        resync::{Approval, Phase, Step},
     },
     brief::Brief,
-    report::{Failure, Stage},
+    report::{Failure, Report, Stage},
 };
+
+/// How long after the snapshot Job's end the pipeline may take to see that everything is loaded.
+const GRACE: SignedDuration = SignedDuration::from_secs(10);
 
 /// What a reconcile of one MirrorResync does next. Computed from facts alone, so that every crash point can be tested as a table.
 pub fn plan(resync: &MirrorResync, seen: &Observed, now: Timestamp) -> Plan {
@@ -20,6 +26,10 @@ pub fn plan(resync: &MirrorResync, seen: &Observed, now: Timestamp) -> Plan {
     status.observed_generation = resync.metadata.generation;
     if status.phase.is_end() {
         return pass.rest(status);
+    }
+    status::swapped(&mut status, seen);
+    if status.ending.is_some() && status.swap.is_some() && !pass.mirror_gone(&status) {
+        return pass.resume(status);
     }
     if status.ending.is_none()
         && let Some(ending) = pass.wish_to_end(&status)
@@ -40,58 +50,25 @@ pub fn plan(resync: &MirrorResync, seen: &Observed, now: Timestamp) -> Plan {
 }
 
 impl Pass<'_> {
-    fn deleting(&self) -> bool {
+    pub(super) fn deleting(&self) -> bool {
         self.resync.metadata.deletion_timestamp.is_some()
     }
 
-    fn has_finalizer(&self) -> bool {
+    pub(super) fn has_finalizer(&self) -> bool {
         self.resync.metadata.finalizers.iter().flatten().any(|f| f == FINALIZER)
     }
 
     /// What was recorded as begun before this pass: only that may be done now.
-    fn begun(&self, step: Step) -> bool {
+    pub(super) fn begun(&self, step: Step) -> bool {
         self.resync.status.as_ref().is_some_and(|s| s.begun.contains(&step))
     }
 
-    fn says(&self, status: &mut MirrorResyncStatus, reason: &str, message: &str) {
+    pub(super) fn says(&self, status: &mut MirrorResyncStatus, reason: &str, message: &str) {
         condition::set(&mut status.conditions, "Succeeded", Verdict::Unknown, reason, message, self.resync.metadata.generation, self.now);
     }
 
-    fn finished(&self, status: &mut MirrorResyncStatus, step: &str, message: &str) {
+    pub(super) fn finished(&self, status: &mut MirrorResyncStatus, step: &str, message: &str) {
         condition::set(&mut status.conditions, step, Verdict::True, "Done", message, self.resync.metadata.generation, self.now);
-    }
-
-    /// An end: nothing is left to do but to let the object go.
-    fn rest(&self, status: MirrorResyncStatus) -> Plan {
-        let effects = if self.has_finalizer() { vec![Effect::RemoveFinalizer] } else { vec![] };
-        Plan { effects, status, next_look: None }
-    }
-
-    /// Whether somebody wants it to end before its swap. Once the swap may have begun it is too late: the swap is then finished.
-    fn wish_to_end(&self, status: &MirrorResyncStatus) -> Option<Ending> {
-        let other = |m: &super::MirrorFacts| m.deleting || status.mirror_uid.as_ref().is_some_and(|uid| *uid != m.uid);
-        let mirror_gone = status.epoch.is_some() && self.seen.mirror.as_ref().is_none_or(other);
-        if status.begun.contains(&Step::Swap) && !mirror_gone {
-            return None;
-        }
-        let (reason, message) = if self.deleting() {
-            ("Deleted", "The MirrorResync was deleted before its swap.")
-        } else if self.resync.spec.cancel {
-            ("Cancelled", "Cancelled by spec.cancel before its swap.")
-        } else if mirror_gone {
-            ("MirrorDeleted", "The Mirror was deleted.")
-        } else {
-            return None;
-        };
-        let untouched = !status.begun.contains(&Step::Pipeline) || mirror_gone;
-        Some(Ending { outcome: Outcome::Cancelled, reason: reason.into(), message: message.into(), untouched })
-    }
-
-    fn fail(&self, mut status: MirrorResyncStatus, failure: &Failure, untouched: bool) -> Plan {
-        let ending = Ending { outcome: Outcome::Failed, reason: failure.reason.clone(), message: failure.message.clone(), untouched };
-        status.old_pipeline_dropped |= !untouched;
-        status.ending = Some(ending.clone());
-        self.wind_down(status, ending)
     }
 
     fn pending(&self, mut status: MirrorResyncStatus) -> Plan {
@@ -133,7 +110,7 @@ impl Pass<'_> {
     }
 
     /// The brief and the image of this resync's workloads, if they are known.
-    fn means(&self, status: &MirrorResyncStatus) -> Option<(Box<Brief>, String)> {
+    pub(super) fn means(&self, status: &MirrorResyncStatus) -> Option<(Box<Brief>, String)> {
         let brief = self.seen.brief.as_ref()?.as_ref().ok()?;
         Some((brief.clone(), status.image.clone().unwrap_or_else(|| self.seen.image.clone())))
     }
@@ -151,7 +128,7 @@ impl Pass<'_> {
         if passed && !status.old_pipeline_dropped {
             status.old_pipeline_dropped = true;
             if old > 0 {
-                effects.push(Effect::DeletePipeline { epoch: old, wholly: true });
+                effects.push(Effect::DeletePipeline { epoch: old });
                 effects.push(Effect::Say(Notice::normal(
                     "OldPipelineDropped",
                     format!("The pipeline of epoch {old} and its slot were dropped."),
@@ -177,7 +154,7 @@ impl Pass<'_> {
     }
 
     /// What ends the resync: an error that stays, or a newer epoch at the destination, after which this one can do nothing more.
-    fn permanent(&self) -> Option<(Stage, Failure)> {
+    pub(super) fn permanent(&self) -> Option<(Stage, Failure)> {
         let report = self.seen.report.as_ref()?;
         if report.stage == Stage::Superseded {
             let message = format!("A newer epoch than {} has begun at the destination. Apply a new MirrorResync.", report.epoch);
@@ -201,7 +178,7 @@ impl Pass<'_> {
 
     fn setup(&self, mut status: MirrorResyncStatus) -> Plan {
         if let Some((stage, failure)) = self.permanent() {
-            return self.fail(status, &failure, stage == Stage::Checking);
+            return self.fail(status, &failure, stage > Stage::Checking);
         }
         let mut effects = self.keep_pipelines(&mut status);
         status::progress(&mut status, self.seen.report.as_ref(), self.now);
@@ -225,11 +202,9 @@ impl Pass<'_> {
     }
 
     fn snapshot(&self, mut status: MirrorResyncStatus) -> Plan {
-        if let Some((_, failure)) = self.permanent() {
-            return self.fail(status, &failure, false);
-        }
-        if let Some(failure) = self.seen.snapshot_job.as_ref().and_then(|job| job_failure(job, "SnapshotFailed")) {
-            return self.fail(status, &failure, false);
+        let given_up = || self.seen.snapshot_job.as_ref().and_then(|job| job_failure(job, "SnapshotFailed"));
+        if let Some(failure) = self.permanent().map(|(_, failure)| failure).or_else(given_up) {
+            return self.fail(status, &failure, true);
         }
         let mut effects = self.keep_pipelines(&mut status);
         status::progress(&mut status, self.seen.report.as_ref(), self.now);
@@ -240,7 +215,7 @@ impl Pass<'_> {
         }
         let loaded = self.seen.report.as_ref().is_some_and(|r| r.stage >= Stage::Loaded);
         if !loaded {
-            effects.extend(self.snapshot_job(&status));
+            effects.extend(if self.job_left_something() { self.load_again() } else { self.snapshot_job(&status).into_iter().collect() });
             let usual =
                 if self.resync.spec.suspend { "The load is paused by spec.suspend." } else { "The _resync tables are being loaded." };
             let reason = if self.resync.spec.suspend { "Paused" } else { "Snapshot" };
@@ -268,6 +243,19 @@ impl Pass<'_> {
         Plan { effects, status, next_look: Some(SOON) }
     }
 
+    /// Whether the Job is complete and yet something is to be loaded: a snapshot that was lost late empties tables whose partitions are done.
+    fn job_left_something(&self) -> bool {
+        let ended = self.seen.snapshot_job.as_ref().filter(|job| job.completed).and_then(|job| job.ended);
+        let long_ago = ended.is_some_and(|ended| self.now.duration_since(ended) >= GRACE);
+        long_ago && self.seen.report.as_ref().is_some_and(|r| r.stage == Stage::Loading)
+    }
+
+    /// Makes room for another Job; its pods find what is left in the ledger.
+    fn load_again(&self) -> Vec<Effect> {
+        let words = "The snapshot Job is complete, but some chunks are to be loaded again. Starting it anew.";
+        vec![Effect::DeleteJobs, Effect::Say(Notice::warning("LoadingAgain", words))]
+    }
+
     fn snapshot_job(&self, status: &MirrorResyncStatus) -> Option<Effect> {
         let (brief, image) = self.means(status)?;
         let partitions = status.partitions.as_ref().map_or(0, |p| p.total);
@@ -280,14 +268,17 @@ impl Pass<'_> {
     }
 
     fn swap(&self, mut status: MirrorResyncStatus) -> Plan {
-        let swapped = self.seen.report.as_ref().is_some_and(|r| r.swap.is_some());
-        if !swapped && let Some(failure) = self.seen.swap_job.as_ref().and_then(|job| job_failure(job, "SwapFailed")) {
-            return self.fail(status, &failure, false);
+        status::progress(&mut status, self.seen.report.as_ref(), self.now);
+        if status.swap.is_none() {
+            let given_up = || self.seen.swap_job.as_ref().and_then(|job| job_failure(job, "SwapFailed"));
+            if let Some(failure) = self.permanent().map(|(_, failure)| failure).or_else(given_up) {
+                return self.fail(status, &failure, true);
+            }
+        } else if let Some(failure) = self.stream_lost() {
+            return self.end_without_stream(status, failure);
         }
         let mut effects = self.keep_pipelines(&mut status);
-        status::progress(&mut status, self.seen.report.as_ref(), self.now);
-        let streaming = self.seen.report.as_ref().is_some_and(|r| r.stage == Stage::Streaming);
-        if !(swapped && streaming) {
+        if status.swap.is_none() {
             if let (Some((brief, image)), true) = (self.means(&status), self.begun(Step::Swap)) {
                 effects.push(Effect::EnsureSwapJob { brief, image });
             }
@@ -297,108 +288,20 @@ impl Pass<'_> {
             }
             return Plan { effects, status, next_look: Some(SOON) };
         }
-        let millis = status.swap.as_ref().map_or(0, |s| s.lock_millis);
-        self.finished(&mut status, "Swapped", &format!("Readers could have been blocked for {millis} ms."));
-        status.phase = Phase::Running;
-        status.completion_time = Some(Time(self.now));
-        status.progress = Some("100%".into());
-        status.eta = None;
-        let words = "Swapped; the mirror streams changes again.";
-        condition::set(&mut status.conditions, "Succeeded", Verdict::True, "Running", words, self.resync.metadata.generation, self.now);
-        let epoch = status.epoch.unwrap_or_default();
-        effects.push(Effect::Say(Notice::normal(
-            "Running",
-            format!("{words} Epoch {epoch} is live; readers could have been blocked for {millis} ms."),
-        )));
-        Plan { effects, status, next_look: Some(SOON) }
+        let connected = |r: &Report| r.stage == Stage::Streaming && r.stream.as_ref().is_some_and(|s| s.connected);
+        if !self.seen.report.as_ref().is_some_and(connected) {
+            self.tell(&mut status, &mut effects, "Connecting", "The tables are swapped; the change stream is being connected.");
+            return Plan { effects, status, next_look: Some(SOON) };
+        }
+        self.end_well(status, effects)
     }
 
-    /// Removes what was made, then ends.
-    fn wind_down(&self, mut status: MirrorResyncStatus, ending: Ending) -> Plan {
-        let recorded = self.resync.status.as_ref().is_some_and(|s| s.ending.is_some());
-        let mut effects = vec![];
-        let mut leftover = None;
-        if self.begun(Step::Pipeline) {
-            if !recorded {
-                self.says(&mut status, "Ending", &format!("{} Removing what was made.", ending.message));
-                return Plan { effects, status, next_look: Some(SOON) };
-            }
-            let epoch = status.epoch.unwrap_or_default();
-            effects.push(Effect::DeleteJobs);
-            effects.push(Effect::DeletePipeline { epoch, wholly: ending.untouched });
-            if self.seen.pods > 0 {
-                return Plan { effects, status, next_look: Some(SOON) };
-            }
-            if !ending.untouched {
-                match self.cleanup(&mut status, &mut effects) {
-                    Cleanup::Going => return Plan { effects, status, next_look: Some(SOON) },
-                    Cleanup::Done => effects.push(Effect::DeletePipeline { epoch, wholly: true }),
-                    Cleanup::GivenUp(why) => leftover = Some(why),
-                }
-            }
-        }
-        self.end(status, ending, leftover, effects)
+    /// Why the swapped tables will get no changes, if so.
+    fn stream_lost(&self) -> Option<Failure> {
+        let lost = |cause: &String| Failure { reason: "SlotLost".into(), message: cause.clone(), permanent: true };
+        let stream = self.seen.report.as_ref().and_then(|r| r.stream.as_ref());
+        stream.and_then(|s| s.slot_lost.as_ref()).map(lost).or_else(|| self.permanent().map(|(_, failure)| failure))
     }
-
-    fn cleanup(&self, status: &mut MirrorResyncStatus, effects: &mut Vec<Effect>) -> Cleanup {
-        match &self.seen.cleanup_job {
-            Some(job) if job.completed => return Cleanup::Done,
-            Some(JobFacts { failed: Some(why), report, .. }) => {
-                return Cleanup::GivenUp(report.as_ref().and_then(|r| r.failure.as_ref()).map_or(why.clone(), |f| f.message.clone()));
-            }
-            _ => {}
-        }
-        let Some((brief, image)) = self.means(status) else {
-            return Cleanup::GivenUp("the Mirror or one of its Peers is gone".into());
-        };
-        if self.begun(Step::Cleanup) {
-            effects.push(Effect::EnsureCleanupJob { brief, image });
-        } else if !status.begun.contains(&Step::Cleanup) {
-            status.begun.push(Step::Cleanup);
-        }
-        Cleanup::Going
-    }
-
-    fn end(&self, mut status: MirrorResyncStatus, ending: Ending, leftover: Option<String>, mut effects: Vec<Effect>) -> Plan {
-        let (phase, warning) = match ending.outcome {
-            Outcome::Cancelled => (Phase::Cancelled, false),
-            Outcome::Failed | Outcome::Succeeded => (Phase::Failed, true),
-        };
-        let remark = leftover.map(|why| {
-            format!(" Slot and _resync tables could not be removed ({why}); the next resync or the Mirror's deletion removes them.")
-        });
-        let stands_still = status.old_pipeline_dropped && self.seen.mirror.as_ref().is_some_and(|m| m.live_epoch > 0);
-        let still = if stands_still {
-            " The old pipeline was already dropped: the live tables stand still until a new resync succeeds."
-        } else {
-            ""
-        };
-        let message = format!("{}{still}{}", ending.message, remark.unwrap_or_default());
-        status.phase = phase;
-        status.eta = None;
-        status.completion_time = Some(Time(self.now));
-        condition::set(
-            &mut status.conditions,
-            "Succeeded",
-            Verdict::False,
-            &ending.reason,
-            &message,
-            self.resync.metadata.generation,
-            self.now,
-        );
-        effects.push(Effect::Say(Notice { warning, reason: ending.reason.clone(), message }));
-        if self.has_finalizer() && self.deleting() {
-            effects.push(Effect::RemoveFinalizer);
-        }
-        Plan { effects, status, next_look: Some(SOON) }
-    }
-}
-
-/// How far the removal of what was made is.
-enum Cleanup {
-    Going,
-    Done,
-    GivenUp(String),
 }
 
 /// Why a Job failed for good: its own words if it left any, else Kubernetes'.

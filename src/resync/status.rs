@@ -10,8 +10,23 @@ use crate::{
         MirrorResyncStatus,
         resync::{Amount, Partitions, SnapshotStatus, SwapStatus, TableProgress},
     },
-    report::{Load, Report},
+    report::{Load, Report, SwapReport},
 };
+
+use super::Observed;
+
+/// Takes over that the tables are swapped, whoever tells it: the pipeline, the swap Job, or a cleanup Job that came too late.
+pub fn swapped(status: &mut MirrorResyncStatus, seen: &Observed) {
+    let jobs = [&seen.swap_job, &seen.cleanup_job].into_iter().flatten();
+    let told = jobs.filter_map(|job| job.report.as_ref()?.swapped.as_ref()).chain(seen.report.as_ref().and_then(|r| r.swap.as_ref()));
+    if let Some(swap) = told.last() {
+        status.swap = Some(swap_status(swap));
+    }
+}
+
+fn swap_status(swap: &SwapReport) -> SwapStatus {
+    SwapStatus { time: swap.at.parse::<Timestamp>().ok().map(Time), lock_millis: swap.lock_millis, retries: swap.retries }
+}
 
 /// Takes over what the pipeline says of load, swap and lag. Without a report everything stays as it was.
 pub fn progress(status: &mut MirrorResyncStatus, report: Option<&Report>, now: Timestamp) {
@@ -34,10 +49,6 @@ pub fn progress(status: &mut MirrorResyncStatus, report: Option<&Report>, now: T
                 swapped_at: swapped_at.clone(),
             })
             .collect();
-    }
-    if let Some(swap) = &report.swap {
-        let time = swap.at.parse::<Timestamp>().ok().map(Time);
-        status.swap = Some(SwapStatus { time, lock_millis: swap.lock_millis, retries: swap.retries });
     }
     if let Some(stream) = &report.stream {
         status.lag = stream.lag_bytes.map(human_bytes);

@@ -3,6 +3,8 @@
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use serde_json::json;
 
+mod ends;
+
 use super::*;
 use crate::{
     api::{
@@ -47,6 +49,8 @@ struct World {
     /// How far the pipeline would have come if it ran.
     done: Vec<String>,
     gone: bool,
+    /// What the ledger says of the swap.
+    swapped: Option<SwapReport>,
 }
 
 impl World {
@@ -54,7 +58,7 @@ impl World {
         let active = ActiveResync { name: "again".into(), uid: UID.into(), epoch: 2 };
         let mirror = MirrorFacts { uid: "m".into(), deleting: false, active: Some(active), live_epoch: 1, max_parallel_workers: 2 };
         let seen = Observed { mirror: Some(mirror), brief: Some(Ok(brief())), image: "i:1".into(), ..Observed::default() };
-        Self { resync: resync(spec), seen, done: vec![], gone: false }
+        Self { resync: resync(spec), seen, done: vec![], gone: false, swapped: None }
     }
 
     fn plan(&self) -> Plan {
@@ -76,6 +80,12 @@ impl World {
                 finalizers.clear();
                 self.gone = self.resync.metadata.deletion_timestamp.is_some();
             }
+            Effect::EnsurePipeline { .. } if self.swapped.is_some() => {
+                self.seen.pods = 1;
+                let swap = self.swapped.clone();
+                let report = self.report(Stage::Streaming);
+                (report.swap, report.stream) = (swap, Some(Stream { connected: true, ..Stream::default() }));
+            }
             Effect::EnsurePipeline { .. } => {
                 self.seen.pods = 1;
                 let load = Load { partitions: 3, generation: 1, total_bytes: 100, ..Load::default() };
@@ -92,10 +102,14 @@ impl World {
                 self.seen.swap_job = Some(JobFacts { completed: true, ..JobFacts::default() });
                 let report = self.report(Stage::Streaming);
                 report.swap = Some(SwapReport { at: "2026-01-01T00:00:00Z".into(), lock_millis: 7, retries: 0 });
-                report.stream = Some(Stream::default());
+                report.stream = Some(Stream { connected: true, ..Stream::default() });
+                self.swapped = report.swap.clone();
             }
-            Effect::EnsureCleanupJob { .. } => self.seen.cleanup_job = Some(JobFacts { completed: true, ..JobFacts::default() }),
-            Effect::DeletePipeline { epoch: 2, .. } => {
+            Effect::EnsureCleanupJob { .. } => {
+                let report = JobReport { swapped: self.swapped.clone(), ..JobReport::default() };
+                self.seen.cleanup_job = Some(JobFacts { completed: true, report: Some(report), ..JobFacts::default() });
+            }
+            Effect::DeletePipeline { epoch: 2 } => {
                 self.seen.pods = 0;
                 self.seen.report = None;
             }
@@ -120,6 +134,9 @@ impl World {
             self.apply(effect);
         }
         self.resync.status = Some(plan.status);
+        if let (true, Some(mirror)) = (self.phase().is_end(), &mut self.seen.mirror) {
+            mirror.active = None;
+        }
     }
 
     fn run(&mut self) -> Phase {
@@ -236,18 +253,6 @@ fn a_resync_of_a_mirror_that_does_not_exist_waits_and_says_so_once() {
 }
 
 #[test]
-fn a_failed_check_ends_the_resync_with_nothing_made_and_nothing_to_clean() {
-    let mut world = World::new(json!({}));
-    world.step();
-    let failure = Failure { reason: "TableMissing".into(), message: "public.t is missing.".into(), permanent: true };
-    world.report(Stage::Checking).failure = Some(failure);
-    assert_eq!(world.run(), Phase::Failed);
-    assert_eq!(world.verdict(), ("False".into(), "TableMissing".into(), "public.t is missing.".into()));
-    assert!(!world.done.contains(&"EnsureCleanupJob".to_string()));
-    assert!(!world.resync.status.clone().unwrap().old_pipeline_dropped);
-}
-
-#[test]
 fn a_transient_failure_is_told_and_waited_out() {
     let mut world = World::new(json!({}));
     world.step();
@@ -256,25 +261,6 @@ fn a_transient_failure_is_told_and_waited_out() {
     let status = plan.status;
     assert_eq!(status.phase, Phase::Setup);
     assert_eq!(condition::get(&status.conditions, "Succeeded").unwrap().reason, "Retrying");
-}
-
-#[test]
-fn cancelling_at_any_point_before_the_swap_cleans_up_and_after_it_is_too_late() {
-    for steps in 0..20 {
-        let mut world = World::new(json!({}));
-        for _ in 0..steps {
-            world.step();
-        }
-        let too_late = world.resync.status.as_ref().is_some_and(|s| s.begun.contains(&Step::Swap));
-        let begun = world.resync.status.as_ref().is_some_and(|s| s.begun.contains(&Step::Pipeline));
-        world.resync.spec.cancel = true;
-        let end = world.run();
-        assert_eq!(end, if too_late { Phase::Running } else { Phase::Cancelled }, "after {steps} steps");
-        if !too_late {
-            assert_eq!(world.seen.pods, 0);
-            assert_eq!(world.done.contains(&"EnsureCleanupJob".to_string()), begun);
-        }
-    }
 }
 
 #[test]
@@ -349,7 +335,7 @@ fn a_failed_snapshot_job_fails_the_resync_with_the_workers_own_words() {
     let mut world = World::new(json!({ "suspend": true }));
     world.run();
     let own = Failure { reason: "DataRefused".into(), message: "public.t: value out of range.".into(), permanent: true };
-    let report = JobReport { failure: Some(own) };
+    let report = JobReport { failure: Some(own), ..JobReport::default() };
     world.seen.snapshot_job = Some(JobFacts { failed: Some("BackoffLimitExceeded".into()), report: Some(report), ..JobFacts::default() });
     world.step();
     assert_eq!(world.run(), Phase::Failed);
@@ -360,22 +346,18 @@ fn a_failed_snapshot_job_fails_the_resync_with_the_workers_own_words() {
 }
 
 #[test]
-fn planners_cannot_reach_a_client_or_a_clock() {
-    let sources = [
-        include_str!("plan.rs"),
-        include_str!("status.rs"),
-        include_str!("mod.rs"),
-        include_str!("../mirror/plan.rs"),
-        include_str!("../mirror/brief.rs"),
-        include_str!("../mirror/mod.rs"),
-        include_str!("../peer/plan.rs"),
-        include_str!("../peer/connection.rs"),
-        include_str!("../workload/job.rs"),
-        include_str!("../workload/pipeline.rs"),
-    ];
-    for source in sources {
-        for forbidden in ["tokio", "kube::Client", "kube::Api", "::now()", "reqwest", "tokio_postgres"] {
-            assert!(!source.contains(forbidden), "a planner mentions {forbidden}");
+fn whatever_decides_or_builds_can_reach_neither_a_client_nor_a_clock() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = vec![root.join("report.rs"), root.join("brief.rs"), root.join("name.rs")];
+    for module in ["resync", "mirror", "peer", "workload"] {
+        files.extend(std::fs::read_dir(root.join(module)).unwrap().map(|entry| entry.unwrap().path()));
+    }
+    files.retain(|file| file.is_file() && file.file_name().is_some_and(|name| name != "tests.rs"));
+    assert!(files.len() > 15, "{files:?}");
+    for file in files {
+        let source = std::fs::read_to_string(&file).unwrap();
+        for forbidden in ["tokio", "kube::", "::now()", "reqwest", "std::fs", "std::net"] {
+            assert!(!source.contains(forbidden), "{} mentions {forbidden}", file.display());
         }
     }
 }

@@ -113,7 +113,6 @@ async fn a_newer_epoch_fences_every_writer_of_an_older_one() {
     superseded(load(&*old, &orders(), 0, ORDERS).await.map(drop));
     superseded(old.seal().await);
     superseded(old.abandon().await);
-    superseded(old.forget(true).await);
     assert_eq!(old.state().await.unwrap().unwrap().newest_epoch, 2);
     // The newer one replaces the shadow that the older one left behind.
     whole(&*new, &[(orders(), ORDERS)]).await;
@@ -197,19 +196,67 @@ async fn a_lost_snapshot_empties_incomplete_tables_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_abandoned_epoch_leaves_nothing_but_the_fence() {
+async fn an_abandoned_epoch_leaves_nothing_but_the_fence_which_keeps_its_own_pods_out_too() {
     let place = OnPostgres::new().await;
     let at = open(&place.brief(2)).await;
-    at.abandon().await.unwrap();
     until_loaded(&*at, &[(orders(), ORDERS)]).await;
-    at.abandon().await.unwrap();
+    for _ in 0..2 {
+        at.abandon().await.unwrap();
+    }
     assert_eq!(at.state().await.unwrap(), None);
     assert_eq!(place.tables().await, Vec::<String>::new());
-    assert!(matches!(open(&place.brief(1)).await.begin().await, Err(Error::Superseded(2))));
-    let late = load(&*at, &orders(), 0, ORDERS).await;
-    assert!(matches!(&late, Err(Error::Permanent(failure)) if failure.reason == "EpochGone"), "{late:?}");
-    at.begin().await.unwrap();
+    let superseded = |outcome: Result<(), Error>| assert!(matches!(outcome, Err(Error::Superseded(3))), "{outcome:?}");
+    superseded(open(&place.brief(1)).await.begin().await);
+    superseded(at.begin().await);
+    superseded(load(&*at, &orders(), 0, ORDERS).await.map(drop));
+    let next = open(&place.brief(3)).await;
+    whole(&*next, &[(orders(), ORDERS)]).await;
+    at.abandon().await.unwrap();
+    assert_eq!(place.rows("SELECT count(*) FROM public.orders").await, ["2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn abandoning_an_epoch_that_never_began_leaves_the_live_one_alone() {
+    let place = OnPostgres::new().await;
+    let live = open(&place.brief(1)).await;
+    open(&place.brief(2)).await.abandon().await.unwrap();
+    whole(&*live, &[(orders(), ORDERS)]).await;
+    let mut applier = live.applier().await.unwrap();
+    open(&place.brief(2)).await.abandon().await.unwrap();
+    applier.commit(boundary(2).lsn).await.unwrap();
+    open(&place.brief(2)).await.begin().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_is_forgotten_whole_whatever_its_newest_epoch_is() {
+    let place = OnPostgres::new().await;
+    let at = open(&place.brief(1)).await;
     whole(&*at, &[(orders(), ORDERS)]).await;
+    let failed = open(&place.brief(2)).await;
+    failed.begin().await.unwrap();
+    failed.abandon().await.unwrap();
+    for _ in 0..2 {
+        at.forget(true).await.unwrap();
+    }
+    assert_eq!(place.tables().await, Vec::<String>::new());
+    assert_eq!(place.rows("SELECT count(*) FROM _mirror_operator.mirror").await, ["0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_left_out_for_a_while_is_still_the_mirrors_own() {
+    let place = OnPostgres::new().await;
+    whole(&*open(&place.brief(1)).await, &[(orders(), ORDERS), (items(), ITEMS)]).await;
+    for epoch in 2..4 {
+        let without = open(&place.brief(epoch)).await;
+        whole(&*without, &[(orders(), ORDERS)]).await;
+        without.drop_retired().await.unwrap();
+    }
+    let again = open(&place.brief(4)).await;
+    assert_eq!(again.preflight(&[orders(), items()]).await.unwrap(), vec![]);
+    whole(&*again, &[(orders(), ORDERS), (items(), &["10\t1"])]).await;
+    again.drop_retired().await.unwrap();
+    assert_eq!(place.rows("SELECT id FROM public.items WHERE NOT \"_PEERDB_IS_DELETED\"").await, ["10"]);
+    assert_eq!(place.rows("SELECT epoch FROM _mirror_operator.epoch").await, ["4"]);
 }
 
 /// A step of an epoch, for the tests that break it.

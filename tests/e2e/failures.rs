@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::world::{LIMIT, World, until};
 
 /// Enough rows that a load takes seconds under the given limit of bytes per second.
-async fn wide(test: &str, rows: u32) -> World {
+pub async fn wide(test: &str, rows: u32) -> World {
     let world = World::new(test).await;
     world.source.batch_execute(&format!("CREATE TABLE wide (id bigint PRIMARY KEY, a text, b text); CREATE TABLE small (id int PRIMARY KEY);
         INSERT INTO wide SELECT i, md5(i::text), repeat('x', 150) FROM generate_series(1, {rows}) i; INSERT INTO small SELECT generate_series(1, 100)")).await.unwrap();
@@ -22,11 +22,11 @@ async fn wide(test: &str, rows: u32) -> World {
     world
 }
 
-fn slow() -> serde_json::Value {
+pub fn slow() -> serde_json::Value {
     json!({ "snapshot": { "chunkSize": "512Ki", "maxBytesPerSecond": "4Mi", "maxParallelWorkers": 2 } })
 }
 
-async fn loading(world: &World, resync: &str) {
+pub async fn loading(world: &World, resync: &str) {
     until("some chunks are loaded", LIMIT, || async {
         let sql = "SELECT count(*) FILTER (WHERE loaded_at IS NOT NULL), count(*) FROM _mirror_operator.chunk WHERE epoch = (SELECT max(epoch) FROM _mirror_operator.epoch)";
         let row = world.destination.query_one(sql, &[]).await.map_err(|e| e.to_string())?;
@@ -54,7 +54,7 @@ async fn holders(world: &World, wanted: i64) {
     .await;
 }
 
-async fn equal(world: &World) {
+pub async fn equal(world: &World) {
     world.equal("wide", "id, a, b").await;
     world.equal("small", "id").await;
 }

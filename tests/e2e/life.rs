@@ -214,18 +214,7 @@ async fn deleting_a_resync_before_its_swap_leaves_no_slot_shadow_or_job_and_the_
 #[tokio::test]
 async fn a_slot_that_was_dropped_by_hand_is_reported_and_healed_by_a_resync() {
     let world = shop("slot-lost").await;
-    let slot = world.slots().await.remove(0);
-    until("the slot is dropped", LIMIT, || async {
-        let _ = world
-            .source
-            .query(
-                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1::text AND active_pid IS NOT NULL",
-                &[&slot],
-            )
-            .await;
-        world.source.query("SELECT pg_drop_replication_slot($1::text::name)", &[&slot]).await.map(|_| ()).map_err(|e| e.to_string())
-    })
-    .await;
+    world.drop_slot().await;
     let mirror = world.condition("shop", "ResyncRequired", "True", LIMIT).await;
     assert!(mirror.status.unwrap().conditions.iter().any(|c| c.type_ == "SlotHealthy" && c.status == "False"));
     world.source.batch_execute("DELETE FROM orders WHERE id = 1").await.unwrap();

@@ -6,8 +6,10 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod bad_input;
+mod endings;
 mod failures;
 mod life;
 mod rules;
 mod stream;
+mod visible;
 mod world;

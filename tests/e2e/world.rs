@@ -233,6 +233,17 @@ impl World {
         .await
     }
 
+    /// Awaits that a Mirror says `words` in its condition `Ready`; returns its reason.
+    pub async fn mirror_says(&self, mirror: &str, words: &str, limit: Duration) -> String {
+        until(&format!("Mirror {mirror} says {words:?}"), limit, || async {
+            let m: Mirror = self.get(mirror).await;
+            let conditions = m.status.map(|s| s.conditions).unwrap_or_default();
+            let ready = condition::get(&conditions, "Ready").cloned().ok_or("no condition")?;
+            if ready.message.contains(words) { Ok(ready.reason) } else { Err(ready.message) }
+        })
+        .await
+    }
+
     /// Awaits an Event about an object with this reason.
     pub async fn event(&self, name: &str, reason: &str) {
         until(&format!("an Event {reason} about {name}"), Duration::from_secs(20), || async {
@@ -288,6 +299,32 @@ impl World {
             &[],
         );
         rows.await.expect("slots").iter().map(|r| r.get(0)).collect()
+    }
+
+    /// Drops the one slot of this test's database under the pipeline's hands.
+    pub async fn drop_slot(&self) {
+        let slot = self.slots().await.remove(0);
+        until("the slot is dropped", LIMIT, || async {
+            let end =
+                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1::text AND active_pid IS NOT NULL";
+            let _ = self.source.query(end, &[&slot]).await;
+            self.source.query("SELECT pg_drop_replication_slot($1::text::name)", &[&slot]).await.map(|_| ()).map_err(|e| e.to_string())
+        })
+        .await;
+    }
+
+    /// Awaits that an object of ours is gone.
+    pub async fn gone<K>(&self, name: &str)
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        until(&format!("{name} is gone"), LIMIT, || async {
+            match self.api::<K>().get_opt(name).await {
+                Ok(None) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
     }
 
     /// The destination's tables of one schema.

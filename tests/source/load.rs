@@ -174,12 +174,30 @@ async fn tables_arrive_whole_and_a_resync_drops_the_old_slot_first() {
     pod.reaches(Stage::Streaming).await;
     same(&fixture).await;
     pod.stop().await;
-    finish::cleanup(&second).await.unwrap();
+    assert!(finish::cleanup(&second).await.unwrap().is_some(), "it says that the swap was done");
     assert_eq!(number(&source, slots).await, 1, "cleanup never touches an epoch that was swapped");
     finish::forget(&second, true).await.unwrap();
     finish::forget(&second, true).await.unwrap();
     assert_eq!(number(&source, slots).await, 0);
     assert_eq!(number(&source, "SELECT count(*) FROM pg_publication").await, 0);
+    drop(source);
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn cleaning_an_epoch_that_began_drops_earlier_slots_too_and_one_that_did_not_leaves_them() {
+    let fixture = Fixture::new().await;
+    let source = fixture.at_source().await;
+    let (first, second) = (many_chunks(&fixture, 1), many_chunks(&fixture, 2));
+    source.query("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", &[&first.slot()]).await.unwrap();
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()";
+    assert_eq!(finish::cleanup(&second).await, Ok(None));
+    assert_eq!(number(&source, slots).await, 1, "epoch 1 streams on");
+    destination::open(&second).await.unwrap().begin().await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(finish::cleanup(&second).await, Ok(None));
+        assert_eq!(number(&source, slots).await, 0, "nobody will read it again");
+    }
     drop(source);
     fixture.end().await;
 }

@@ -52,10 +52,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [mirror-operator.io]
   resources: [mirrors, mirrorresyncs]
   verbs: [patch]
-# Makes the first load of a Mirror, and with resyncPolicy Automatic the one that replaces a lost slot.
+# Makes the first load of a Mirror, and with resyncPolicy Automatic the one that replaces a lost slot; of these it keeps the newest.
 - apiGroups: [mirror-operator.io]
   resources: [mirrorresyncs]
-  verbs: [create]
+  verbs: [create, delete]
+# Names them as owners of what it makes, where the cluster asks for this right (OwnerReferencesPermissionEnforcement, as on OpenShift).
+- apiGroups: [mirror-operator.io]
+  resources: [peers/finalizers, mirrors/finalizers, mirrorresyncs/finalizers]
+  verbs: [update]
 # Tells what it found. Status is written whole (PUT).
 - apiGroups: [mirror-operator.io]
   resources: [peers/status, mirrors/status, mirrorresyncs/status]

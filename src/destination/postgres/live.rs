@@ -15,7 +15,7 @@ pub(super) struct Live {
     pub(super) kind: String,
     /// Made by an earlier epoch of this mirror.
     pub(super) ours: bool,
-    /// The mirror that made it, if one did.
+    /// The mirror that writes it, if one does.
     pub(super) mirror: Option<String>,
 }
 
@@ -30,7 +30,7 @@ pub(super) async fn find(client: &impl GenericClient, brief: &Brief, table: &Tab
     }
     let sql = "SELECT c.oid, c.relkind::text, coalesce(o.ours, false), o.name
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-               LEFT JOIN LATERAL (SELECT t.mirror = $1::text::uuid AS ours, m.name FROM _mirror_operator.table t
+               LEFT JOIN LATERAL (SELECT t.mirror = $1::text::uuid AS ours, CASE WHEN e.epoch = m.live_epoch THEN m.name END AS name FROM _mirror_operator.table t
                                   JOIN _mirror_operator.epoch e USING (mirror, epoch) JOIN _mirror_operator.mirror m USING (mirror)
                                   WHERE t.relation = c.oid AND e.swapped_at IS NOT NULL LIMIT 1) o ON true
                WHERE n.nspname = $2 AND c.relname = $3";

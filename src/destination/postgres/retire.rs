@@ -6,7 +6,7 @@ use super::{
     Postgres,
     error::{At, lock_not_granted, meaning},
     ledger,
-    session::{Session, commit, fence_alone},
+    session::{Session, check, commit, fence_alone, pass},
 };
 use crate::{brief::Brief, destination::Error, postgres::qualified};
 
@@ -52,12 +52,15 @@ async fn drop_one(session: &mut Session<'_>, brief: &Brief, epoch: u32) -> Resul
     Ok(true)
 }
 
-/// Epochs before the live one have neither tables nor retired ones left: their rows go.
+/// Epochs before the live one that have neither tables nor retired ones left: their rows go. A table that the Mirror no longer lists still bears its
+/// name: its row stays, so that it is known to be this mirror's own should it be listed again.
 async fn forget_replaced(session: &mut Session<'_>, brief: &Brief, epoch: u32) -> Result<(), Error> {
     let sql = "DELETE FROM _mirror_operator.epoch e USING _mirror_operator.mirror m
                WHERE e.mirror = $1::text::uuid AND e.epoch < least($2, m.live_epoch) AND m.mirror = e.mirror
                  AND e.swapped_at IS NOT NULL AND NOT EXISTS (SELECT FROM _mirror_operator.table t
-                     WHERE t.mirror = e.mirror AND t.epoch = e.epoch AND t.retired IS NOT NULL)";
+                     WHERE t.mirror = e.mirror AND t.epoch = e.epoch AND (t.retired IS NOT NULL OR EXISTS (
+                         SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                         WHERE c.oid = t.relation AND n.nspname = t.destination_schema AND c.relname = t.destination_name)))";
     session.client().execute(sql, &[&brief.mirror_uid, &(epoch as i32)]).await.at("writing the ledger")?;
     Ok(())
 }
@@ -71,19 +74,25 @@ pub(super) async fn abandon(at: &Postgres) -> Result<(), Error> {
         return Ok(());
     }
     let tx = session.begin(doing).await?;
-    if !known(&tx, &at.brief).await? {
+    pass(&tx, &at.brief, "pg_advisory_xact_lock").await.at("passing the fence")?;
+    let epoch = at.brief.epoch as i32;
+    let unfinished =
+        "SELECT EXISTS (SELECT FROM _mirror_operator.epoch WHERE mirror = $1::text::uuid AND epoch = $2 AND swapped_at IS NULL)";
+    if !tx.query_one(unfinished, &[&at.brief.mirror_uid, &epoch]).await.at("reading the ledger")?.get::<_, bool>(0) {
         return Ok(());
     }
-    fence_alone(&tx, &at.brief).await?;
+    check(&tx, &at.brief).await?;
     let unswapped = "SELECT n.nspname, c.relname FROM _mirror_operator.table t JOIN _mirror_operator.epoch e USING (mirror, epoch)
                JOIN pg_catalog.pg_class c ON c.oid = t.relation AND c.relname = t.shadow_name
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = t.destination_schema
                WHERE t.mirror = $1::text::uuid AND t.epoch = $2 AND e.swapped_at IS NULL";
-    let epoch = at.brief.epoch as i32;
     let shadows: Vec<String> =
         tx.query(unswapped, &[&at.brief.mirror_uid, &epoch]).await.at(doing)?.iter().map(|r| qualified(r.get(0), r.get(1))).collect();
     drop_tables(&tx, &shadows).await?;
-    let sql = "DELETE FROM _mirror_operator.epoch WHERE mirror = $1::text::uuid AND epoch = $2 AND swapped_at IS NULL";
+    let sql = "DELETE FROM _mirror_operator.epoch WHERE mirror = $1::text::uuid AND epoch = $2";
+    tx.execute(sql, &[&at.brief.mirror_uid, &epoch]).await.at(doing)?;
+    // A pod of this epoch that nobody could stop finds the fence closed. The next epoch has this very number.
+    let sql = "UPDATE _mirror_operator.mirror SET epoch = $2 + 1 WHERE mirror = $1::text::uuid";
     tx.execute(sql, &[&at.brief.mirror_uid, &epoch]).await.at(doing)?;
     commit(tx, doing).await?;
     session.keep();
@@ -99,10 +108,8 @@ pub(super) async fn forget(at: &Postgres, drop_live: bool) -> Result<(), Error> 
         return Ok(());
     }
     let tx = session.begin(doing).await?;
-    if !known(&tx, &at.brief).await? {
-        return Ok(());
-    }
-    fence_alone(&tx, &at.brief).await?;
+    // Alone, but whatever the newest epoch is: a mirror that goes has no newer one to protect.
+    pass(&tx, &at.brief, "pg_advisory_xact_lock").await.at("passing the fence")?;
     // Told by oid and by one of the names that the mirror has given: what people have renamed is theirs.
     let sql = "SELECT DISTINCT n.nspname, c.relname FROM _mirror_operator.table t JOIN _mirror_operator.epoch e USING (mirror, epoch)
                JOIN pg_catalog.pg_namespace n ON n.nspname = t.destination_schema
@@ -118,11 +125,6 @@ pub(super) async fn forget(at: &Postgres, drop_live: bool) -> Result<(), Error> 
     commit(tx, doing).await?;
     session.keep();
     Ok(())
-}
-
-async fn known(tx: &Transaction<'_>, brief: &Brief) -> Result<bool, Error> {
-    let sql = "SELECT EXISTS (SELECT FROM _mirror_operator.mirror WHERE mirror = $1::text::uuid)";
-    Ok(tx.query_one(sql, &[&brief.mirror_uid]).await.at("reading the ledger")?.get(0))
 }
 
 /// A caller whose reply was lost may still be at it: whoever comes second finds nothing to drop.

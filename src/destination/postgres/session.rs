@@ -78,7 +78,8 @@ pub(super) async fn pass(tx: &Transaction<'_>, brief: &Brief, function: &str) ->
     tx.batch_execute(&format!("SELECT {function}(hashtextextended({key}, 0))")).await
 }
 
-async fn check(tx: &Transaction<'_>, brief: &Brief) -> Result<(), Error> {
+/// Whether the epoch is still the newest one.
+pub(super) async fn check(tx: &Transaction<'_>, brief: &Brief) -> Result<(), Error> {
     let row = tx
         .query_opt("SELECT epoch FROM _mirror_operator.mirror WHERE mirror = $1::text::uuid", &[&brief.mirror_uid])
         .await

@@ -1,0 +1,174 @@
+//! How a resync ends: with the tables swapped, or with everything removed that it made.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{Effect, JobFacts, LATER, MirrorFacts, Notice, Pass, Plan, SOON};
+use crate::{
+    api::{
+        MirrorResyncStatus,
+        condition::{self, Verdict},
+        resync::{Ending, Outcome, Phase, Step},
+    },
+    report::Failure,
+};
+
+impl Pass<'_> {
+    /// An end: nothing is left to do but to let the object go, once the Mirror has seen how it ended.
+    pub(super) fn rest(&self, status: MirrorResyncStatus) -> Plan {
+        let ours =
+            self.seen.mirror.as_ref().and_then(|m| m.active.as_ref()).is_some_and(|a| Some(&a.uid) == self.resync.metadata.uid.as_ref());
+        if ours && !self.mirror_gone(&status) {
+            return Plan { effects: vec![], status, next_look: Some(LATER) };
+        }
+        let effects = if self.has_finalizer() { vec![Effect::RemoveFinalizer] } else { vec![] };
+        Plan { effects, status, next_look: None }
+    }
+
+    /// Whether the Mirror is gone or going: its own end then removes everything, also what this resync has made.
+    pub(super) fn mirror_gone(&self, status: &MirrorResyncStatus) -> bool {
+        let other = |m: &MirrorFacts| m.deleting || status.mirror_uid.as_ref().is_some_and(|uid| *uid != m.uid);
+        status.epoch.is_some() && self.seen.mirror.as_ref().is_none_or(other)
+    }
+
+    /// Whether somebody wants it to end. Once the tables are swapped it is too late.
+    pub(super) fn wish_to_end(&self, status: &MirrorResyncStatus) -> Option<Ending> {
+        let mirror_gone = self.mirror_gone(status);
+        if status.swap.is_some() && !mirror_gone {
+            return None;
+        }
+        let (reason, message) = if self.deleting() {
+            ("Deleted", "The MirrorResync was deleted before its swap.")
+        } else if self.resync.spec.cancel {
+            ("Cancelled", "Cancelled by spec.cancel before its swap.")
+        } else if mirror_gone {
+            ("MirrorDeleted", "The Mirror was deleted.")
+        } else {
+            return None;
+        };
+        let untouched = !status.begun.contains(&Step::Pipeline);
+        Some(Ending { outcome: Outcome::Cancelled, reason: reason.into(), message: message.into(), untouched })
+    }
+
+    /// `touched`: the pipeline was past its checks, so the old one is over.
+    pub(super) fn fail(&self, mut status: MirrorResyncStatus, failure: &Failure, touched: bool) -> Plan {
+        let ending =
+            Ending { outcome: Outcome::Failed, reason: failure.reason.clone(), message: failure.message.clone(), untouched: !touched };
+        status.old_pipeline_dropped |= touched;
+        status.ending = Some(ending.clone());
+        self.wind_down(status, ending)
+    }
+
+    /// The tables turned out to be swapped when they were to be cleaned away: the reply was lost. Nothing was removed that the new ones need.
+    pub(super) fn resume(&self, mut status: MirrorResyncStatus) -> Plan {
+        let words = "The tables are swapped already, so the resync goes on to its end.";
+        status.ending = None;
+        status.phase = Phase::Swap;
+        self.says(&mut status, "Swap", words);
+        Plan { effects: vec![Effect::Say(Notice::normal("SwapFound", words))], status, next_look: Some(SOON) }
+    }
+
+    /// Removes what was made, then ends.
+    pub(super) fn wind_down(&self, mut status: MirrorResyncStatus, ending: Ending) -> Plan {
+        let recorded = self.resync.status.as_ref().is_some_and(|s| s.ending.is_some());
+        let mut effects = vec![];
+        let mut leftover = None;
+        if self.begun(Step::Pipeline) {
+            if !recorded {
+                self.says(&mut status, "Ending", &format!("{} Removing what was made.", ending.message));
+                return Plan { effects, status, next_look: Some(SOON) };
+            }
+            effects.push(Effect::DeleteJobs);
+            effects.push(Effect::DeletePipeline { epoch: status.epoch.unwrap_or_default() });
+            if self.seen.pods > 0 {
+                return Plan { effects, status, next_look: Some(SOON) };
+            }
+            // Also where nothing was seen to be made: a pod may have come further than it could tell.
+            if !self.mirror_gone(&status) {
+                match self.cleanup(&mut status, &mut effects) {
+                    Cleanup::Going => return Plan { effects, status, next_look: Some(SOON) },
+                    Cleanup::Done => {}
+                    Cleanup::GivenUp(why) => leftover = Some(why).filter(|_| !ending.untouched),
+                }
+            }
+        }
+        self.end(status, ending, leftover, effects)
+    }
+
+    fn cleanup(&self, status: &mut MirrorResyncStatus, effects: &mut Vec<Effect>) -> Cleanup {
+        match &self.seen.cleanup_job {
+            Some(job) if job.completed => return Cleanup::Done,
+            Some(JobFacts { failed: Some(why), report, .. }) => {
+                return Cleanup::GivenUp(report.as_ref().and_then(|r| r.failure.as_ref()).map_or(why.clone(), |f| f.message.clone()));
+            }
+            _ => {}
+        }
+        let Some((brief, image)) = self.means(status) else {
+            return Cleanup::GivenUp("the Mirror or one of its Peers is gone".into());
+        };
+        if self.begun(Step::Cleanup) {
+            effects.push(Effect::EnsureCleanupJob { brief, image });
+        } else if !status.begun.contains(&Step::Cleanup) {
+            status.begun.push(Step::Cleanup);
+        }
+        Cleanup::Going
+    }
+
+    fn end(&self, mut status: MirrorResyncStatus, ending: Ending, leftover: Option<String>, mut effects: Vec<Effect>) -> Plan {
+        let remark = leftover.map(|why| {
+            format!(" Slot and _resync tables could not be removed ({why}); the next resync or the Mirror's deletion removes them.")
+        });
+        let stands_still = status.old_pipeline_dropped && self.seen.mirror.as_ref().is_some_and(|m| m.live_epoch > 0);
+        let still = if stands_still {
+            " The old pipeline was already dropped: the live tables stand still until a new resync succeeds."
+        } else {
+            ""
+        };
+        let message = format!("{}{still}{}", ending.message, remark.unwrap_or_default());
+        let phase = if ending.outcome == Outcome::Cancelled { Phase::Cancelled } else { Phase::Failed };
+        self.close(&mut status, phase, Verdict::False, &ending.reason, &message);
+        effects.push(Effect::Say(Notice { warning: phase == Phase::Failed, reason: ending.reason, message }));
+        Plan { effects, status, next_look: Some(SOON) }
+    }
+
+    /// Swapped, and changes are streamed.
+    pub(super) fn end_well(&self, mut status: MirrorResyncStatus, mut effects: Vec<Effect>) -> Plan {
+        let millis = self.note_swap(&mut status);
+        let words = "Swapped; the mirror streams changes again.";
+        self.close(&mut status, Phase::Running, Verdict::True, "Running", words);
+        let epoch = status.epoch.unwrap_or_default();
+        let said = format!("{words} Epoch {epoch} is live; readers could have been blocked for {millis} ms.");
+        effects.push(Effect::Say(Notice::normal("Running", said)));
+        Plan { effects, status, next_look: Some(SOON) }
+    }
+
+    /// Swapped, but the new tables get no changes. They are the live ones all the same, and the Mirror takes them as such.
+    pub(super) fn end_without_stream(&self, mut status: MirrorResyncStatus, failure: Failure) -> Plan {
+        self.note_swap(&mut status);
+        let cause = failure.message.trim_end_matches('.');
+        let message = format!("The tables are swapped, but the change stream cannot go on: {cause}. Apply a new MirrorResync.");
+        self.close(&mut status, Phase::Failed, Verdict::False, &failure.reason, &message);
+        Plan { effects: vec![Effect::Say(Notice::warning(&failure.reason, message))], status, next_look: Some(SOON) }
+    }
+
+    /// Returns for how many milliseconds the swap could have blocked readers.
+    fn note_swap(&self, status: &mut MirrorResyncStatus) -> i64 {
+        let millis = status.swap.as_ref().map_or(0, |s| s.lock_millis);
+        self.finished(status, "Swapped", &format!("Readers could have been blocked for {millis} ms."));
+        status.progress = Some("100%".into());
+        millis
+    }
+
+    fn close(&self, status: &mut MirrorResyncStatus, phase: Phase, verdict: Verdict, reason: &str, message: &str) {
+        status.phase = phase;
+        status.eta = None;
+        status.completion_time = Some(Time(self.now));
+        condition::set(&mut status.conditions, "Succeeded", verdict, reason, message, self.resync.metadata.generation, self.now);
+    }
+}
+
+/// How far the removal of what was made is.
+enum Cleanup {
+    Going,
+    Done,
+    GivenUp(String),
+}
