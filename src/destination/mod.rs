@@ -2,6 +2,8 @@
 
 pub mod postgres;
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -72,7 +74,7 @@ pub struct Chunk {
 pub struct Plan {
     /// All chunks, numbered from 0.
     pub chunks: Vec<Chunk>,
-    /// Number of partitions; at least 1 if there is any chunk.
+    /// Number of partitions, at least 1; one may be without chunks.
     pub partitions: u32,
     /// Estimate of all rows.
     pub rows: u64,
@@ -110,6 +112,8 @@ pub struct LedgerTable {
     pub sealed: bool,
     /// Why the change stream passes it over.
     pub parked: Option<String>,
+    /// What differs between the source's table and ours and wants a resync.
+    pub drift: BTreeSet<String>,
 }
 
 /// What one chunk brought.
@@ -273,11 +277,17 @@ pub trait Applier: Send {
     /// Errors: [`Error::Permanent`] when the destination refuses this table's changes and will again: the caller parks the table.
     async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, counts: Counts) -> Result<(), Error>;
 
-    /// Empties tables; with soft deletes flags all their rows.
-    async fn truncate(&mut self, tables: &[&TableSchema]) -> Result<(), Error>;
+    /// Empties a table; with soft deletes flags all its rows. Errors: as for [`write`](Self::write).
+    async fn truncate(&mut self, table: &TableSchema) -> Result<(), Error>;
 
     /// The source has a new column: adds it, with `fill` (text form) for the rows already there. Records `table` as the new schema.
     async fn add_column(&mut self, table: &TableSchema, column: usize, fill: Option<&str>) -> Result<(), Error>;
+
+    /// The source no longer has this column, so new rows come without it: NULL is allowed there. Records `table` as the new schema.
+    async fn allow_null(&mut self, table: &TableSchema, column: usize) -> Result<(), Error>;
+
+    /// What differs between the source's table and ours and wants a resync; all of it, in words.
+    async fn drift(&mut self, table: &TableSchema, drift: &BTreeSet<String>) -> Result<(), Error>;
 
     /// The change stream passes this table over from now on; `why` names the cause and the cure.
     async fn park(&mut self, table: &TableSchema, why: &str) -> Result<(), Error>;

@@ -34,6 +34,7 @@ pub async fn swap_at(brief: &Brief, destination: &dyn Destination) -> Result<Swa
         Some(report) => report,
         None => {
             destination.carry().await?;
+            refuse_lost_slot(brief).await?;
             destination.swap().await?
         }
     };
@@ -44,6 +45,22 @@ pub async fn swap_at(brief: &Brief, destination: &dyn Destination) -> Result<Swa
         tracing::warn!(%error, "the old tables could not be dropped yet");
     }
     Ok(report)
+}
+
+/// Without its slot the new tables would stand still from the first moment. A source that cannot be asked just now says nothing about it.
+async fn refuse_lost_slot(brief: &Brief) -> Result<(), Error> {
+    let looked = async {
+        let client = connect::connect(&brief.source, &slot::housekeeping(brief)).await?;
+        slot::refuse_lost(&client, brief).await
+    };
+    match looked.await {
+        Err(error) if error.is_permanent() => Err(error),
+        Err(error) => {
+            tracing::warn!(%error, "the slot could not be looked at before the swap");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 /// See [`cleanup`]. The source comes first: a forgotten slot fills its disk, forgotten shadows only take room.

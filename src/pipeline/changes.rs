@@ -26,7 +26,7 @@ pub async fn stream(brief: &Brief, destination: &dyn Destination, board: &Board,
     match ended {
         Ended::Shutdown => Ok(()),
         Ended::Superseded(newer) => Err(DestinationError::Superseded(newer).into()),
-        Ended::Displaced => Err(Trouble::Waiting("another pod of this epoch has taken the change stream over".into())),
+        Ended::Displaced => Err(DestinationError::Displaced.into()),
     }
 }
 
@@ -51,9 +51,6 @@ async fn tell(destination: &dyn Destination, board: &Board, mut seen: watch::Rec
         board.update(|report| {
             report.stream = Some(health.stream);
             report.failure = health.failure;
-            for (number, table) in report.tables.iter_mut().enumerate() {
-                table.drift = u32::try_from(number).ok().and_then(|number| health.drift.get(&number).cloned());
-            }
         });
     }
 }

@@ -114,6 +114,10 @@ pub async fn load(
         }
         if Instant::now() >= look {
             look = Instant::now() + LOOK;
+            if let Some(holder) = &hold.holder {
+                // The view shows the present, whatever snapshot the session has.
+                verdict(slot::refuse_lost(holder.client(), brief).await)?;
+            }
             let gone = match &hold.holder {
                 Some(holder) => rewritten(destination, holder).await,
                 None => false,
@@ -126,6 +130,14 @@ pub async fn load(
                 board.went_on();
             }
         }
+    }
+}
+
+/// Only a slot that is seen to be lost ends an epoch; a source that cannot be asked may be back soon.
+pub(super) fn verdict(looked: Result<(), Error>) -> Result<(), Trouble> {
+    match looked {
+        Err(error) if error.is_permanent() => Err(error.into()),
+        _ => Ok(()),
     }
 }
 

@@ -6,6 +6,7 @@ pub mod board;
 mod changes;
 pub mod hold;
 pub mod http;
+mod loops;
 pub mod prepare;
 mod retire;
 
@@ -23,7 +24,9 @@ use hold::Hold;
 use crate::{
     brief::Brief,
     destination::{self, Destination, EpochState, Error as DestinationError},
+    postgres::connect,
     report::{Failure, Stage},
+    source::{Error as SourceError, slot},
     trouble::Trouble,
 };
 
@@ -36,6 +39,8 @@ const REFRESH: Duration = Duration::from_secs(1);
 /// Between tries after an error that may pass.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Between tries after an error that people have to cure, once the tables are live.
+const CURE: Duration = Duration::from_secs(30);
 
 /// Runs the pod until it is told to end.
 pub async fn run(brief: Brief) -> Result<(), Failure> {
@@ -51,20 +56,25 @@ pub async fn run(brief: Brief) -> Result<(), Failure> {
         terminated.recv().await;
         token.cancel();
     });
-    live(&brief, &*destination, &board, &shutdown).await;
+    let lived = live(&brief, &*destination, &board, &shutdown).await;
     shutdown.cancel();
+    lived?;
     server.await.map_err(|error| cannot("Serve", error.to_string()))?.map_err(|error| cannot("Serve", error.to_string()))
 }
 
-/// Goes through the stages until `shutdown`. Errors that may pass are tried again; others, and a newer epoch, leave the pod idle but answering.
-pub async fn live(brief: &Brief, destination: &dyn Destination, board: &Board, shutdown: &CancellationToken) {
+/// Goes through the stages until `shutdown`. Errors that may pass are tried again; a newer epoch leaves the pod idle but answering, and so do errors that
+/// only people can end, unless the tables are live: those people may cure without knowing of this pod.
+///
+/// Errors: another pod of the epoch has taken the stream over. This process then never applies again, the next one may: Kubernetes starts it, later and
+/// later should two pods take turns.
+pub async fn live(brief: &Brief, destination: &dyn Destination, board: &Board, shutdown: &CancellationToken) -> Result<(), Failure> {
     let mut hold = Hold::default();
     let mut pause = FIRST_PAUSE;
     loop {
         let before = board.report().stage;
         let stepped = tokio::select! {
             stepped = step(brief, destination, board, &mut hold, shutdown) => stepped,
-            () = shutdown.cancelled() => return,
+            () = shutdown.cancelled() => return Ok(()),
         };
         let Err(trouble) = stepped else {
             pause = FIRST_PAUSE;
@@ -76,26 +86,38 @@ pub async fn live(brief: &Brief, destination: &dyn Destination, board: &Board, s
             board.offer(None);
             board.stage(Stage::Superseded);
             board.waiting(format!("epoch {newer} has begun; this pod does nothing more"));
-            return shutdown.cancelled().await;
+            shutdown.cancelled().await;
+            return Ok(());
         }
         let failure = trouble.failure();
+        if matches!(trouble, Trouble::Destination(DestinationError::Displaced)) {
+            return Err(failure);
+        }
         let permanent = failure.permanent;
         tracing::warn!(stage = ?board.report().stage, reason = %failure.reason, permanent, "{}", failure.message);
         board.failed(failure);
         if permanent {
             hold.release();
             board.offer(None);
-            return shutdown.cancelled().await;
-        }
-        if board.report().stage > before {
+            if !may_be_live(destination).await {
+                shutdown.cancelled().await;
+                return Ok(());
+            }
+            pause = CURE;
+        } else if board.report().stage > before {
             // It got somewhere; this is another error.
             pause = FIRST_PAUSE;
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
-            () = shutdown.cancelled() => return,
+            () = shutdown.cancelled() => return Ok(()),
         }
     }
+}
+
+/// Whether the ledger says that the tables are live, or cannot be read.
+async fn may_be_live(destination: &dyn Destination) -> bool {
+    destination.state().await.map_or(true, |state| state.is_some_and(|s| s.swapped))
 }
 
 /// One stage, chosen by what the ledger says.
@@ -141,8 +163,10 @@ async fn step(
 /// Waits for the swap Job.
 async fn await_swap(brief: &Brief, destination: &dyn Destination, board: &Board, mut state: EpochState) -> Result<(), Trouble> {
     let mut refreshed: Option<tokio::time::Instant> = None;
+    let mut source = None;
     while !state.swapped {
         if refreshed.is_none_or(|at| at.elapsed() >= REFRESH) {
+            hold::verdict(look_at_slot(brief, &mut source).await)?;
             board.refresh(destination).await?;
             board.went_on();
             refreshed = Some(tokio::time::Instant::now());
@@ -154,6 +178,15 @@ async fn await_swap(brief: &Brief, destination: &dyn Destination, board: &Board,
         }
     }
     Ok(())
+}
+
+/// Whether the slot still holds what the stream will need, however long the swap is waited for.
+async fn look_at_slot(brief: &Brief, source: &mut Option<tokio_postgres::Client>) -> Result<(), SourceError> {
+    let client = match source.take().filter(|client| !client.is_closed()) {
+        Some(client) => client,
+        None => connect::connect(&brief.source, &slot::housekeeping(brief)).await?,
+    };
+    slot::refuse_lost(source.insert(client), brief).await
 }
 
 /// Applies changes, and drops the old tables when their time is over.

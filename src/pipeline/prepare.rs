@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use super::{board::Board, hold::Hold};
+use super::{board::Board, hold::Hold, loops};
 use crate::{
     brief::Brief,
     destination::{Boundary, Destination},
@@ -25,7 +25,9 @@ const LONG: Duration = Duration::from_secs(2);
 pub async fn check(brief: &Brief, destination: &dyn Destination) -> Result<(), Trouble> {
     let client = connect::connect(&brief.source, &slot::housekeeping(brief)).await.map_err(Error::from)?;
     let Catalog { tables, problems: of_tables } = catalog::read(&client, brief).await?;
-    let mut problems = preflight::check(&client, brief, &tables).await?;
+    // First, for whatever else is wrong may come of it.
+    let mut problems = loops::check(brief, &client, &tables).await?;
+    problems.extend(preflight::check(&client, brief, &tables).await?);
     problems.extend(of_tables);
     problems.extend(destination.preflight(&tables).await?);
     Ok(refuse(problems)?)

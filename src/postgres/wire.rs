@@ -139,8 +139,8 @@ fn start_error(slot: &str, error: WireError) -> WireError {
     let WireError::Server { sqlstate, message, .. } = &error else { return error };
     let (slot, cause) = (slot.to_string(), message.clone());
     match sqlstate.as_str() {
-        // undefined_object; object_not_in_prerequisite_state (invalidated); undefined_file (its WAL was removed)
-        "42704" | "55000" | "58P01" => WireError::SlotLost { slot, cause },
+        // undefined_object; undefined_file (its WAL was removed). An invalidated slot is 55000, but so is a wal_level too low.
+        "42704" | "58P01" => WireError::SlotLost { slot, cause },
         "55006" => WireError::SlotActive { slot, cause },
         _ => error,
     }
@@ -153,10 +153,12 @@ mod tests {
     #[test]
     fn a_refused_start_tells_lost_slots_from_busy_ones() {
         let error = |sqlstate: &str| start_error("s", WireError::Server { sqlstate: sqlstate.into(), message: "words".into(), hint: None });
-        for lost in ["42704", "55000", "58P01"] {
+        for lost in ["42704", "58P01"] {
             assert!(matches!(error(lost), WireError::SlotLost { .. }), "{lost}");
         }
         assert!(matches!(error("55006"), WireError::SlotActive { .. }));
-        assert!(matches!(error("53300"), WireError::Server { .. }));
+        for other in ["53300", "55000"] {
+            assert!(matches!(error(other), WireError::Server { .. }), "{other}");
+        }
     }
 }

@@ -86,7 +86,8 @@ fn assign(chunks: &mut [Chunk], sizes: Sizes) -> u32 {
         chunk.number = number;
         chunk.partition = partition.unwrap_or_default();
     }
-    partition.map_or(0, |p| p + 1)
+    // Without a chunk there is still a worker to be had, which seals the tables.
+    partition.map_or(1, |p| p + 1)
 }
 
 #[cfg(test)]
@@ -131,15 +132,21 @@ mod tests {
         #[test]
         fn partitions_are_dense_and_hold_at_least_one_chunk(relations in relations(), partition in 1u64..1 << 40, workers in 1u16..300) {
             let plan = plan(&relations, Sizes { chunk: 64 << 20, partition, workers });
-            prop_assert!(plan.partitions as usize <= plan.chunks.len());
+            prop_assert!(plan.partitions as usize <= plan.chunks.len().max(1));
             let mut expected = 0;
             for (number, chunk) in plan.chunks.iter().enumerate() {
                 prop_assert_eq!(chunk.number as usize, number);
                 prop_assert!(chunk.partition == expected || (number > 0 && chunk.partition == expected + 1));
                 expected = chunk.partition;
             }
-            prop_assert_eq!(plan.partitions, if plan.chunks.is_empty() { 0 } else { expected + 1 });
+            prop_assert_eq!(plan.partitions, expected + 1);
         }
+    }
+
+    #[test]
+    fn a_plan_without_rows_has_a_partition_all_the_same() {
+        let plan = plan(&[], SIZES);
+        assert_eq!((plan.partitions, plan.chunks.len()), (1, 0));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::Error;
 use crate::{
     brief::Brief,
     name,
-    postgres::{ident, qualified},
+    postgres::{Lsn, ident, qualified},
     table::TableSchema,
 };
 
@@ -85,6 +85,47 @@ pub async fn drop_slot(client: &Client, slot: &str) -> Result<(), Error> {
                 Some("55006") if started.elapsed() < END_OF_WALSENDER => tokio::time::sleep(Duration::from_millis(50)).await,
                 _ => return Err(doing()(error)),
             },
+        }
+    }
+}
+
+/// What the source says of a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// What the slot's consumer has confirmed; changes before it are gone.
+    pub confirmed: Lsn,
+    /// Why it can no longer be read, if so.
+    pub lost: Option<String>,
+}
+
+/// Looks at a slot. A slot that was invalidated for whatever cause has `wal_status` lost; versions from 17 on name the cause.
+pub async fn standing(client: &Client, slot: &str) -> Result<Standing, Error> {
+    let query = "SELECT coalesce(confirmed_flush_lsn, '0/0')::text, coalesce(wal_status = 'lost', false),
+                        to_jsonb(s) ->> 'invalidation_reason', current_setting('max_slot_wal_keep_size')
+                   FROM pg_replication_slots s WHERE slot_name = $1";
+    let row = client.query_opt(query, &[&slot]).await.map_err(Error::query(format!("looking at replication slot {slot}")))?;
+    let Some(row) = row else {
+        return Ok(Standing { confirmed: Lsn(0), lost: Some(format!("slot {slot} does not exist at the source")) });
+    };
+    let confirmed = row.get::<_, &str>(0).parse().map_err(Error::Passing)?;
+    let cause: Option<&str> = row.get(2);
+    let lost = row.get::<_, bool>(1).then(|| match cause.unwrap_or("wal_removed") {
+        "wal_removed" => {
+            let limit: &str = row.get(3);
+            format!("slot {slot} was invalidated: the source has removed WAL that it needs (max_slot_wal_keep_size is {limit})")
+        }
+        other => format!("slot {slot} was invalidated by the source ({other})"),
+    });
+    Ok(Standing { confirmed, lost })
+}
+
+/// Refuses to go on with an epoch whose slot is lost before its tables are live: what has changed since its snapshot cannot be streamed.
+pub async fn refuse_lost(client: &Client, brief: &Brief) -> Result<(), Error> {
+    match standing(client, &brief.slot()).await?.lost {
+        None => Ok(()),
+        Some(cause) => {
+            let cure = "Nothing was swapped. Give the source more room for WAL (max_slot_wal_keep_size), then apply a new MirrorResync";
+            Err(Error::refused("SlotLost", format!("{cause}, so changes since the snapshot are missing. {cure}")))
         }
     }
 }

@@ -22,6 +22,18 @@ pub enum StreamError {
     /// In an ordinary session at the source.
     #[error("source: {0}")]
     Source(String),
+    /// The slot has moved on beyond the checkpoint: the destination was put back to an earlier state.
+    #[error(
+        "the destination went back in time (checkpoint {checkpoint}, slot {slot} confirmed {confirmed}): the changes between are missing"
+    )]
+    WentBack {
+        /// The slot.
+        slot: String,
+        /// What the ledger says.
+        checkpoint: Lsn,
+        /// What the slot was told to be durable.
+        confirmed: Lsn,
+    },
     /// The stream is not what it should be.
     #[error(transparent)]
     Decode(#[from] DecodeError),
@@ -85,6 +97,11 @@ pub fn advise(error: StreamError) -> Advice {
             told(Next::Wait(LONG), failure("StreamUnreadable", format!("{message}. If this stays, apply a MirrorResync"), true))
         }
         StreamError::Source(_) => retry("SourceUnavailable", message),
+        StreamError::WentBack { .. } => Advice {
+            next: Next::Wait(LONG),
+            failure: Some(failure("SlotLost", format!("{message}; apply a MirrorResync"), true)),
+            slot_lost: Some(message),
+        },
         StreamError::Wire(wire) => of_wire(wire, message),
     }
 }
@@ -106,7 +123,8 @@ fn of_wire(wire: WireError, message: String) -> Advice {
                 let cure = "The stream cannot go on without it, nor with one that was made later; apply a MirrorResync";
                 told(Next::Wait(LONG), failure("PublicationMissing", format!("{message}. {cure}"), true))
             }
-            (_, "28" | "3D") | ("42501", _) => told(Next::Wait(Duration::from_secs(5)), failure("SourceRefuses", message, false)),
+            // object_not_in_prerequisite_state, where the slot itself stands: a setting of the server
+            (_, "28" | "3D") | ("42501" | "55000", _) => told(Next::Wait(Duration::from_secs(5)), failure("SourceRefuses", message, false)),
             _ => retry("SourceUnavailable", message),
         },
         WireError::Secret(_) | WireError::Io { .. } | WireError::Protocol(_) => retry("SourceUnavailable", message),
@@ -147,6 +165,7 @@ mod tests {
             (StreamError::Wire(WireError::SlotActive { slot: slot().0, cause: slot().1 }), Next::Wait(MOMENT), None),
             (server("57P01"), Next::Retry, None),
             (server("53300"), Next::Retry, None),
+            (server("55000"), Next::Wait(Duration::from_secs(5)), None),
             (server("58P01"), Next::Wait(LONG), Some("words")),
             (server("42704"), Next::Wait(LONG), None),
         ];

@@ -112,7 +112,12 @@ impl Batch {
 
 async fn write(table: &TableSchema, fold: &mut Fold, to: &mut dyn Applier, at: Lsn) -> Streamed<()> {
     let (changes, counts) = fold.take();
-    match to.write(table, changes, counts).await {
+    of_table(to.write(table, changes, counts).await, table, at)
+}
+
+/// What the destination will refuse of one table again is that table's affair.
+pub(super) fn of_table(outcome: Result<(), Error>, table: &TableSchema, at: Lsn) -> Streamed<()> {
+    match outcome {
         Ok(()) => Ok(()),
         Err(Error::Permanent(failure)) => Err(parked(table, at, &failure.message)),
         Err(error) => Err(error.into()),

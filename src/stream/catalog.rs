@@ -61,9 +61,13 @@ impl<'a> Catalog<'a> {
     /// What is known of an added column; a column that is gone by now has left nothing behind.
     ///
     /// PostgreSQL keeps a constant default of an added column as the value of all rows that were there (docs, "pg_attribute": attmissingval). With a default
-    /// but without that, the table was written anew, with a value for each row that only a resync can bring.
+    /// but without that, the table was written anew, with a value for each row that only a resync can bring; or, where nothing was ever written anew, the
+    /// default was set later, for new rows only. A heap that was never rewritten has the number of its table (PostgreSQL source, heap_create).
     pub async fn added(&mut self, relation: u32, column: &str) -> Streamed<Added> {
-        let sql = "SELECT attnotnull, atthasdef AND NOT atthasmissing, (attmissingval::text::text[])[1]
+        let sql = "SELECT attnotnull, atthasdef AND NOT atthasmissing AND EXISTS (
+                              SELECT FROM (SELECT relid::oid FROM pg_partition_tree($1::oid::regclass) WHERE isleaf UNION SELECT $1::oid) AS leaf (oid)
+                              WHERE pg_relation_filenode(leaf.oid) <> leaf.oid),
+                          (attmissingval::text::text[])[1]
                    FROM pg_attribute WHERE attrelid = $1 AND attname = $2 AND attnum > 0 AND NOT attisdropped";
         let row = self.client().await?.query_opt(sql, &[&relation, &column]).await.map_err(|e| StreamError::Source(words(&e)))?;
         Ok(match row {

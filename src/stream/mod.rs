@@ -11,7 +11,7 @@ mod monitor;
 mod relation;
 mod session;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -28,8 +28,6 @@ use advise::{Next, StreamError, advise};
 pub struct Health {
     /// Slot, checkpoint and lag.
     pub stream: report::Stream,
-    /// By table number: what differs between the source's table and ours and wants a resync. Kept until the process ends.
-    pub drift: BTreeMap<u32, String>,
     /// Why nothing is applied just now, if so. It is tried again.
     pub failure: Option<Failure>,
 }

@@ -6,7 +6,11 @@ use tokio::{sync::watch, time::Instant};
 use tokio_postgres::{Client, types::PgLsn};
 
 use super::Health;
-use crate::{brief::Brief, postgres, postgres::Lsn};
+use crate::{
+    brief::Brief,
+    postgres::{self, Lsn},
+    source::slot,
+};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// A source that does not answer must not be taken for one that is idle.
@@ -15,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What the source says.
 struct Seen {
     end_of_wal: Lsn,
-    /// `None`: there is no such slot.
-    slot: Option<String>,
+    /// Why the slot is lost, if so.
+    lost: Option<String>,
 }
 
 /// Keeps `health` up to date. Never ends.
@@ -43,10 +47,10 @@ async fn look(brief: &Brief, client: &mut Option<Client>) -> Result<Seen, String
         _ => postgres::connect(&brief.source, &brief.application_name("monitor")).await.map_err(|e| e.to_string())?,
     };
     let session = client.insert(session);
-    let sql = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
-                      (SELECT coalesce(wal_status, 'reserved') FROM pg_replication_slots WHERE slot_name = $1)";
-    let row = session.query_one(sql, &[&brief.slot()]).await.map_err(|e| postgres::connect::words(&e))?;
-    Ok(Seen { end_of_wal: Lsn(row.get::<_, PgLsn>(0).into()), slot: row.get(1) })
+    let sql = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END";
+    let row = session.query_one(sql, &[]).await.map_err(|e| postgres::connect::words(&e))?;
+    let lost = slot::standing(session, &brief.slot()).await.map_err(|e| e.to_string())?.lost;
+    Ok(Seen { end_of_wal: Lsn(row.get::<_, PgLsn>(0).into()), lost })
 }
 
 /// When things were last seen to go well: the checkpoint moved, or it had reached all that there was a look ago.
@@ -66,10 +70,8 @@ impl Progress {
         self.target = seen.end_of_wal;
         let behind = seen.end_of_wal.0.saturating_sub(applied.0);
         health.stream.lag_bytes = (applied > Lsn(0)).then(|| i64::try_from(behind).unwrap_or(i64::MAX));
-        health.stream.slot_lost = match seen.slot.as_deref() {
-            None => Some(format!("slot {} does not exist at the source", health.stream.slot)),
-            Some("lost") => Some(format!("slot {} was invalidated: its WAL was removed (max_slot_wal_keep_size)", health.stream.slot)),
-            Some(_) => None,
-        };
+        // The stream knows of losses that the slot does not show, and says so until it is connected again.
+        let told = health.failure.as_ref().is_some_and(|f| f.reason == "SlotLost");
+        health.stream.slot_lost = seen.lost.clone().or(health.stream.slot_lost.take().filter(|_| told));
     }
 }

@@ -14,6 +14,8 @@ pub struct Reading {
     pub mapping: Mapping,
     /// Places of columns that are new to us.
     pub added: Vec<usize>,
+    /// Indexes into our columns of those that the source no longer has.
+    pub gone: Vec<usize>,
     /// What differs and wants a resync.
     pub drift: Vec<String>,
     /// Why its changes cannot be applied at all, if so.
@@ -56,8 +58,10 @@ pub fn read(relation: &Relation, schema: &TableSchema, excluded: &[String], type
             }
         }
     }
+    let gone = (0..schema.columns.len()).filter(|i| schema.columns[*i].generated.is_none() && place(&schema.columns[*i].source).is_none());
+    let gone = gone.collect();
     let unusable = unusable(relation, schema, &places);
-    Reading { mapping: Mapping { places, width, same, key: schema.copied_key() }, added, drift, unusable }
+    Reading { mapping: Mapping { places, width, same, key: schema.copied_key() }, added, gone, drift, unusable }
 }
 
 fn unusable(relation: &Relation, schema: &TableSchema, places: &[Option<usize>]) -> Option<String> {
@@ -160,7 +164,7 @@ mod tests {
     fn rows_are_read_by_the_names_of_columns() {
         let reading =
             read(&relation(&[("b", false, 23), ("x", false, 23), ("id", true, 23)]), &schema(Identity::Key(vec![1])), &[], &types(3));
-        assert_eq!((reading.added, reading.drift.len(), reading.unusable), (vec![1], 1, None));
+        assert_eq!((reading.added, reading.gone, reading.drift.len(), reading.unusable), (vec![1], vec![2], 1, None));
         let row = vec![text("1"), text("2"), text("3")];
         assert_eq!(reading.mapping.insert(row.clone()), Some(Change::Insert(vec![text("3"), Cell::Null, text("1")])));
         let kept = Change::Update { old: None, full: false, row: vec![text("3"), Cell::Unchanged, text("1")] };

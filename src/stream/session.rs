@@ -1,30 +1,33 @@
 //! One connection to the slot, from its beginning to the error that ends it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tokio::{sync::watch, time::Instant};
 
 use super::{
     Health, Never, Streamed,
     advise::StreamError,
-    batch::{Batch, parked},
+    batch::{Batch, of_table, parked},
     catalog::Catalog,
     fold::Change,
     relation::{self, Mapping},
 };
 use crate::{
     brief::Brief,
-    destination::{Applier, Cell, Destination, Error},
+    destination::{Applier, Cell, Destination, LedgerTable},
     postgres::{
         self, Lsn,
         connect::words,
         wire::{Frame, ReplicationSession, ReplicationStream, StatusHandle, WireError},
     },
-    source::pgoutput::{self, Message, OldRow, Relation},
+    source::{
+        pgoutput::{self, Message, OldRow, Relation},
+        slot,
+    },
     table::{Column, TableSchema},
 };
 
-/// How often an idle stream's position is made durable. Until then only the slot knows it, which is enough for the source.
+/// How often an idle stream's position is made durable, which is what the slot is told: it must never be ahead of the ledger.
 const IDLE_CHECKPOINT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// First user-made oid (PostgreSQL source, `access/transam.h`): such types need not exist at the destination.
@@ -51,6 +54,7 @@ struct Session<'a> {
 struct Rule {
     gate: Lsn,
     parked: bool,
+    drift: BTreeSet<String>,
 }
 
 struct Transaction {
@@ -80,7 +84,8 @@ pub(super) async fn stream(
 ) -> Streamed<Never> {
     let mut applier = destination.applier().await?;
     let tables = destination.tables().await?;
-    let mut rules: HashMap<_, _> = tables.iter().map(|t| (t.schema.number, Rule { gate: t.gate, parked: t.parked.is_some() })).collect();
+    let rule = |t: &LedgerTable| Rule { gate: t.gate, parked: t.parked.is_some(), drift: t.drift.clone() };
+    let mut rules: HashMap<_, _> = tables.iter().map(|t| (t.schema.number, rule(t))).collect();
     let schemas: BTreeMap<_, _> = tables.into_iter().map(|t| (t.schema.number, t.schema)).collect();
     for (number, why) in to_park.iter() {
         if let (Some(schema), Some(rule)) = (schemas.get(number), rules.get_mut(number)) {
@@ -109,15 +114,24 @@ pub(super) async fn stream(
 
 /// Starts the stream. A session of ours that still holds the slot is that of a lost pod, for the applier is ours: it is ended.
 async fn start(brief: &Brief, from: Lsn) -> Streamed<ReplicationStream> {
-    let role = brief.application_name("stream");
+    let at_source = |e: crate::source::Error| StreamError::Source(e.to_string());
+    let (slot, role) = (brief.slot(), brief.application_name("stream"));
+    let client = postgres::connect(&brief.source, &brief.application_name("catalog")).await;
+    let client = client.map_err(|e| StreamError::Source(e.to_string()))?;
+    let before = slot::standing(&client, &slot).await.map_err(at_source)?;
+    // The server would begin where the slot is, without a word (PostgreSQL source, CreateDecodingContext: "forwarding").
+    if before.lost.is_none() && before.confirmed > from {
+        return Err(StreamError::WentBack { slot, checkpoint: from, confirmed: before.confirmed });
+    }
     let session = ReplicationSession::connect(&brief.source, &role).await?;
-    match session.start(&brief.slot(), from, &brief.publication()).await {
+    match session.start(&slot, from, &brief.publication()).await {
+        Err(WireError::Server { sqlstate, .. }) if sqlstate == "55000" && before.lost.is_some() => {
+            Err(WireError::SlotLost { slot, cause: before.lost.unwrap_or_default() }.into())
+        }
         Err(error @ WireError::SlotActive { .. }) => {
-            let client = postgres::connect(&brief.source, &brief.application_name("catalog")).await;
-            let client = client.map_err(|e| StreamError::Source(e.to_string()))?;
             let sql = "SELECT pg_terminate_backend(a.pid) FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid
                        WHERE s.slot_name = $1 AND a.application_name = $2 AND a.usename = current_user";
-            client.execute(sql, &[&brief.slot(), &role]).await.map_err(|e| StreamError::Source(words(&e)))?;
+            client.execute(sql, &[&slot, &role]).await.map_err(|e| StreamError::Source(words(&e)))?;
             Err(error.into())
         }
         other => Ok(other?),
@@ -142,7 +156,7 @@ impl Session<'_> {
                         let size = bytes.len();
                         self.message(pgoutput::decode(bytes)?, size).await?;
                     }
-                    Frame::Keepalive(end) => self.arrived(end).await?,
+                    Frame::Keepalive { end, answer } => self.arrived(end, answer).await?,
                 }
             }
         }
@@ -155,7 +169,7 @@ impl Session<'_> {
             }
             Message::Commit { end_lsn, .. } => {
                 self.transaction = None;
-                self.arrived(end_lsn).await?;
+                self.arrived(end_lsn, false).await?;
                 if self.batch.is_due() {
                     self.commit().await?;
                 }
@@ -170,14 +184,15 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Everything that committed before `position` was read.
-    async fn arrived(&mut self, position: Lsn) -> Streamed<()> {
+    /// Everything that committed before `position` was read. A server that asks for an answer wants to hear of it at once: one that shuts down waits
+    /// until all is confirmed.
+    async fn arrived(&mut self, position: Lsn, asked: bool) -> Streamed<()> {
         if self.transaction.is_some() {
             return Ok(());
         }
         self.reached = self.reached.max(position);
         if self.batch.is_empty() {
-            if self.reached > self.applier.position() && self.checkpoint.elapsed() >= IDLE_CHECKPOINT {
+            if self.reached > self.applier.position() && (asked || self.checkpoint.elapsed() >= IDLE_CHECKPOINT) {
                 return self.commit().await;
             }
             self.tell();
@@ -194,9 +209,9 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Nothing before `reached` is missing at the destination.
+    /// Nothing before `reached` is missing at the destination, but only what the ledger says of it would outlive the server: the slot is told no more.
     fn tell(&self) {
-        self.status.flushed(self.reached);
+        self.status.flushed(self.applier.position());
         self.health.send_if_modified(|h| {
             let moved = h.stream.applied_lsn != self.reached;
             h.stream.applied_lsn = self.reached;
@@ -254,9 +269,10 @@ impl Session<'_> {
         }
         let at = self.at();
         self.batch.write(&self.schemas, self.applier.as_mut(), at).await?;
-        let tables: Vec<_> = emptied.iter().filter_map(|number| self.schemas.get(number)).collect();
-        self.applier.truncate(&tables).await?;
         self.batch.touch();
+        for table in emptied.iter().filter_map(|number| self.schemas.get(number)) {
+            of_table(self.applier.truncate(table).await, table, at)?;
+        }
         Ok(())
     }
 
@@ -288,10 +304,11 @@ impl Session<'_> {
             // A partition has an oid of its own.
             reading.drift.retain(|d| !d.starts_with("the table was made again"));
         }
-        self.note_drift(number, reading.drift);
         if let (Some(cause), Some(schema)) = (reading.unusable, self.schemas.get(&number)) {
             return Err(parked(schema, self.at(), &cause));
         }
+        self.allow_nulls(number, &reading.gone).await?;
+        self.note_drift(number, reading.drift).await?;
         self.relations.insert(relation.oid, Known::Ours { table: number, mapping: reading.mapping, whole });
         Ok(())
     }
@@ -336,11 +353,7 @@ impl Session<'_> {
                 generated: None,
                 binary: false,
             });
-            match self.applier.add_column(&schema, schema.columns.len() - 1, known.fill.as_deref()).await {
-                Ok(()) => {}
-                Err(Error::Permanent(failure)) => return Err(parked(&schema, self.at(), &failure.message)),
-                Err(error) => return Err(error.into()),
-            }
+            of_table(self.applier.add_column(&schema, schema.columns.len() - 1, known.fill.as_deref()).await, &schema, at)?;
             tracing::info!(table = %schema.destination, column = %column.name, "column added at the destination");
             self.schemas.insert(number, schema);
             self.batch.touch();
@@ -348,14 +361,31 @@ impl Session<'_> {
         Ok(drift)
     }
 
-    fn note_drift(&self, number: u32, drift: Vec<String>) {
-        if !drift.is_empty() {
-            let text = format!("{}. Apply a MirrorResync", drift.join("; "));
-            tracing::warn!(table = number, "the source's table has changed: {text}");
-            self.health.send_modify(|h| {
-                h.drift.insert(number, text);
-            });
+    /// Lets new rows come without the columns that the source has dropped or renamed.
+    async fn allow_nulls(&mut self, number: u32, gone: &[usize]) -> Streamed<()> {
+        for place in gone {
+            let Some(mut schema) = self.schemas.get(&number).filter(|s| s.columns[*place].not_null).cloned() else { continue };
+            schema.columns[*place].not_null = false;
+            let at = self.at();
+            self.batch.write(&self.schemas, self.applier.as_mut(), at).await?;
+            of_table(self.applier.allow_null(&schema, *place).await, &schema, at)?;
+            self.schemas.insert(number, schema);
+            self.batch.touch();
         }
+        Ok(())
+    }
+
+    /// Adds to what wants a resync. It stays: the rows that came meanwhile differ even if the source's table is put back.
+    async fn note_drift(&mut self, number: u32, drift: Vec<String>) -> Streamed<()> {
+        let (Some(schema), Some(rule)) = (self.schemas.get(&number), self.rules.get_mut(&number)) else { return Ok(()) };
+        let known = rule.drift.len();
+        rule.drift.extend(drift);
+        if rule.drift.len() > known {
+            tracing::warn!(table = %schema.source, drift = ?rule.drift, "the source's table has changed");
+            self.applier.drift(schema, &rule.drift).await?;
+            self.batch.touch();
+        }
+        Ok(())
     }
 }
 

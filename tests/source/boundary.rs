@@ -50,8 +50,8 @@ async fn streamed(brief: &Brief, end: Lsn) -> Vec<(i64, Lsn)> {
     loop {
         for frame in stream.next().await.unwrap() {
             match frame {
-                Frame::Keepalive(at) if at >= end => return rows,
-                Frame::Keepalive(_) => {}
+                Frame::Keepalive { end: at, .. } if at >= end => return rows,
+                Frame::Keepalive { .. } => {}
                 Frame::Data(data) => match decode(data).unwrap() {
                     Message::Begin { final_lsn, .. } => commit = final_lsn,
                     Message::Commit { end_lsn, .. } if end_lsn >= end => return rows,

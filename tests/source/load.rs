@@ -7,7 +7,7 @@ use mirror_operator::{
     destination::{self, Destination},
     finish,
     pipeline::{self, Board, http},
-    report::Stage,
+    report::{Failure, Stage},
     snapshot::Worker,
     table::TableSchema,
 };
@@ -21,7 +21,8 @@ pub struct Pod {
     pub board: Board,
     pub brief: Brief,
     shutdown: CancellationToken,
-    tasks: Vec<JoinHandle<()>>,
+    server: JoinHandle<()>,
+    life: JoinHandle<Result<(), Failure>>,
 }
 
 impl Pod {
@@ -43,10 +44,10 @@ impl Pod {
             let (brief, board, shutdown) = (brief.clone(), board.clone(), shutdown.clone());
             async move {
                 let destination = destination::open(&brief).await.unwrap();
-                pipeline::live(&brief, &*destination, &board, &shutdown).await;
+                pipeline::live(&brief, &*destination, &board, &shutdown).await
             }
         });
-        Self { board, brief, shutdown, tasks: vec![server, life] }
+        Self { board, brief, shutdown, server, life }
     }
 
     /// Waits for a stage; a permanent failure ends the test.
@@ -75,20 +76,35 @@ impl Pod {
 
     /// As SIGKILL does: nothing is told to anybody.
     pub async fn kill(self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-        for task in self.tasks {
-            let _ = task.await;
-        }
+        self.server.abort();
+        self.life.abort();
+        let _ = (self.server.await, self.life.await);
     }
 
     /// As SIGTERM does.
     pub async fn stop(self) {
         self.shutdown.cancel();
-        for task in self.tasks {
-            task.await.unwrap();
+        self.server.await.unwrap();
+        self.life.await.unwrap().unwrap();
+    }
+
+    /// Waits until the process ends by itself, and says why it did.
+    pub async fn ends(self) -> Failure {
+        let ended = tokio::time::timeout(Duration::from_secs(60), self.life).await.expect("it lives on");
+        self.shutdown.cancel();
+        self.server.await.unwrap();
+        ended.unwrap().unwrap_err()
+    }
+
+    /// Waits for a failure that is not tried again.
+    pub async fn fails(&self) -> Failure {
+        for _ in 0..1200 {
+            if let Some(failure) = self.board.report().failure.filter(|f| f.permanent) {
+                return failure;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
         }
+        panic!("it goes on: {:?}", self.board.report());
     }
 }
 

@@ -10,5 +10,6 @@ mod support;
 mod boundary;
 mod catalog;
 mod fixture;
+mod guard;
 mod holders;
 mod load;

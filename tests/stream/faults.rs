@@ -126,3 +126,48 @@ async fn a_lost_slot_is_told_and_does_not_end_the_process() {
     .await;
     assert!(!running.task.is_finished());
 }
+
+#[tokio::test]
+async fn a_destination_that_went_back_in_time_is_told_and_nothing_is_passed_over() {
+    let world = World::new("back", &["acc", "log"], TABLES).await;
+    let before = world.at_destination("SELECT start_lsn::text FROM _mirror_operator.epoch").await;
+    let running = world.run();
+    world.sql("INSERT INTO public.acc VALUES (1)").await;
+    world.settle(&running).await;
+    let confirmed =
+        format!("SELECT (confirmed_flush_lsn > '{before}')::text FROM pg_replication_slots WHERE slot_name = '{}'", world.brief.slot());
+    until("the slot has moved", async || crate::support::value(&world.source, &confirmed).await == "true").await;
+    drop(running);
+    // As a restore of a backup, or a failover to a standby that lagged, would have it.
+    world.destination.batch_execute("DELETE FROM public.acc; UPDATE _mirror_operator.epoch SET applied_lsn = NULL").await.unwrap();
+    world.sql("INSERT INTO public.acc VALUES (2)").await;
+    let running = world.run();
+    until("the loss is told", async || {
+        let health = running.health.borrow().clone();
+        health.stream.slot_lost.is_some_and(|lost| lost.contains("went back in time") && lost.contains(&before))
+            && health.failure.is_some_and(|f| f.reason == "SlotLost" && f.permanent && f.message.contains("apply a MirrorResync"))
+    })
+    .await;
+    // Whoever watches the slot, which is well, does not take that back.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(running.health.borrow().stream.slot_lost.is_some());
+    assert_eq!(world.at_destination("SELECT count(*)::text FROM public.acc").await, "0");
+}
+
+#[tokio::test]
+async fn the_slot_is_told_of_nothing_that_the_ledger_does_not_hold() {
+    let world = World::new("durable", &["acc"], "CREATE TABLE acc (id int PRIMARY KEY); CREATE TABLE other (id int)").await;
+    let running = world.run();
+    world.sql("INSERT INTO public.acc VALUES (1)").await;
+    world.settle(&running).await;
+    for n in 0..30 {
+        // Nothing of this is the mirror's: the stream is idle and reads on.
+        world.sql(&format!("INSERT INTO public.other SELECT generate_series(1, {})", n + 1)).await;
+        let confirmed = format!("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = '{}'", world.brief.slot());
+        let confirmed = crate::support::value(&world.source, &confirmed).await;
+        let ahead = format!("SELECT (coalesce(applied_lsn, start_lsn) < '{confirmed}')::text FROM _mirror_operator.epoch");
+        assert_eq!(world.at_destination(&ahead).await, "false");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    world.settle(&running).await;
+}

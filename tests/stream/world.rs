@@ -193,6 +193,11 @@ impl World {
         found.len()
     }
 
+    /// What the ledger says of the tables' drift.
+    pub async fn drift(&self) -> String {
+        self.at_destination("SELECT string_agg(array_to_string(drift, '; '), '; ') FROM _mirror_operator.table").await
+    }
+
     pub async fn at_destination(&self, sql: &str) -> String {
         value(&self.destination, sql).await
     }

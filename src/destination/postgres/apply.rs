@@ -7,7 +7,7 @@ mod refusal;
 mod stage;
 mod statements;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -89,14 +89,10 @@ impl Applier for PostgresApplier {
         self.write_rows(table, changes).await.map_err(|e| refusal::of_write(&e, table))
     }
 
-    async fn truncate(&mut self, tables: &[&TableSchema]) -> Result<(), Error> {
+    async fn truncate(&mut self, table: &TableSchema) -> Result<(), Error> {
         self.begin().await?;
-        for table in tables {
-            let sql = self.names(table, "").empty();
-            let emptied = self.client.batch_execute(&sql).await;
-            emptied.map_err(|e| meaning(&e, &format!("applying TRUNCATE to {}", table.destination)))?;
-        }
-        Ok(())
+        let emptied = self.client.batch_execute(&self.names(table, "").empty()).await;
+        emptied.map_err(|e| meaning(&e, &format!("applying TRUNCATE to {}", table.destination)))
     }
 
     async fn add_column(&mut self, table: &TableSchema, column: usize, fill: Option<&str>) -> Result<(), Error> {
@@ -119,15 +115,33 @@ impl Applier for PostgresApplier {
                 format!("ALTER TABLE {live} ADD COLUMN {name} {kind} DEFAULT {fill}; ALTER TABLE {live} ALTER COLUMN {name} DROP DEFAULT")
             }
         };
-        let schema = serde_json::to_string(table).map_err(|e| permanent("LedgerUnreadable", format!("{doing}: {e}")))?;
-        let record = format!(
-            "UPDATE _mirror_operator.table SET schema = {}::jsonb WHERE {} AND number = {}",
-            literal(&schema),
-            self.mirror,
-            table.number
-        );
-        let all = format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; {sql}; SET LOCAL lock_timeout = 0; {record}");
-        self.client.batch_execute(&all).await.map_err(|e| meaning(&e, &doing))
+        self.alter(table, &sql, &doing).await
+    }
+
+    async fn allow_null(&mut self, table: &TableSchema, column: usize) -> Result<(), Error> {
+        self.begin().await?;
+        let doing = format!("allowing NULL in a column of {}", table.destination);
+        let Some(column) = table.columns.get(column) else {
+            return Err(permanent("ColumnMissing", format!("{doing}: its schema does not have it")));
+        };
+        let live = qualified(&table.destination.schema, &table.destination.name);
+        // People may have dropped it already; readers are not kept out for nothing.
+        let sql = "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = $1::text::regclass AND attname = $2 AND attnotnull)";
+        let strict = self.client.query_one(sql, &[&live, &column.destination]).await.map_err(|e| meaning(&e, &doing))?;
+        let sql = match strict.get(0) {
+            true => format!("ALTER TABLE {live} ALTER COLUMN {} DROP NOT NULL", ident(&column.destination)),
+            false => String::new(),
+        };
+        self.alter(table, &sql, &doing).await
+    }
+
+    async fn drift(&mut self, table: &TableSchema, drift: &BTreeSet<String>) -> Result<(), Error> {
+        self.begin().await?;
+        let list: Vec<_> = drift.iter().map(|d| literal(d)).collect();
+        let (mirror, number) = (&self.mirror, table.number);
+        let sql =
+            format!("UPDATE _mirror_operator.table SET drift = ARRAY[{}]::text[] WHERE {mirror} AND number = {number}", list.join(", "));
+        self.client.batch_execute(&sql).await.map_err(|e| meaning(&e, "writing the ledger"))
     }
 
     async fn park(&mut self, table: &TableSchema, why: &str) -> Result<(), Error> {
@@ -183,6 +197,19 @@ impl PostgresApplier {
             Some(1) => Ok(()),
             _ => Err(owner::why_not(&self.client, &self.brief, &self.mirror, &self.token).await),
         }
+    }
+
+    /// Changes the table's definition and records it as `table` has it.
+    async fn alter(&mut self, table: &TableSchema, sql: &str, doing: &str) -> Result<(), Error> {
+        let schema = serde_json::to_string(table).map_err(|e| permanent("LedgerUnreadable", format!("{doing}: {e}")))?;
+        let record = format!(
+            "UPDATE _mirror_operator.table SET schema = {}::jsonb WHERE {} AND number = {}",
+            literal(&schema),
+            self.mirror,
+            table.number
+        );
+        let all = format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; {sql}; SET LOCAL lock_timeout = 0; {record}");
+        self.client.batch_execute(&all).await.map_err(|e| meaning(&e, doing))
     }
 
     async fn write_rows(&mut self, table: &TableSchema, changes: Vec<RowChange>) -> Result<(), tokio_postgres::Error> {

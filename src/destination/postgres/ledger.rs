@@ -19,8 +19,17 @@ use crate::{
     table::{TableName, TableSchema},
 };
 
+/// Key of the advisory lock of whoever makes or upgrades the ledger.
+const LOCK: &str = "hashtextextended('mirror-operator ledger', 0)";
+
 /// The ledger's tables.
 const TABLES: &str = include_str!("ledger.sql");
+
+/// The version of their layout, as the file itself records it.
+const LAYOUT: i32 = 2;
+
+/// How long an upgrade of the layout waits for a lock.
+const UPGRADE_PATIENCE: &str = "SET LOCAL lock_timeout = '10s'";
 
 /// How long `begin` waits for writers of earlier epochs before it ends their sessions.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -56,6 +65,47 @@ pub(super) async fn exists(client: &impl GenericClient) -> Result<bool, Error> {
     Ok(client.query_one(sql, &[]).await.at("looking for the ledger")?.get(0))
 }
 
+/// Brings a ledger that an older version has made to the present layout. A newer one serves as it is: layouts only grow.
+pub(super) async fn upgrade(client: &mut Client, brief: &Brief) -> Result<(), Error> {
+    let doing = "upgrading the ledger";
+    if !exists(client).await? || layout(client).await? >= LAYOUT {
+        return Ok(());
+    }
+    let tx = client.transaction().await.at(doing)?;
+    tx.batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK}); {UPGRADE_PATIENCE}")).await.at(doing)?;
+    if layout(&tx).await? < LAYOUT {
+        match tx.batch_execute(TABLES).await {
+            Err(error) if lock_not_granted(&error) => {
+                return Err(Error::Transient(format!("{doing}: its tables are in use. It is tried again")));
+            }
+            Err(error) if sqlstate(&error) == Some("42501") => {
+                return Err(permanent(
+                    "PermissionDenied",
+                    format!(
+                        "{}/{}: {doing}: {}. Let the role that owns the tables of schema _mirror_operator be a role of the Peer's: GRANT it TO that",
+                        brief.namespace,
+                        brief.mirror,
+                        crate::postgres::connect::words(&error)
+                    ),
+                ));
+            }
+            other => other.at(doing)?,
+        }
+        tracing::info!(layout = LAYOUT, "the ledger was upgraded");
+    }
+    commit(tx, doing).await
+}
+
+/// The ledger's layout.
+async fn layout(client: &impl GenericClient) -> Result<i32, Error> {
+    let doing = "reading the ledger's layout";
+    if !client.query_one("SELECT to_regclass('_mirror_operator.layout') IS NOT NULL", &[]).await.at(doing)?.get::<_, bool>(0) {
+        return Ok(1);
+    }
+    let row = client.query_opt("SELECT version FROM _mirror_operator.layout", &[]).await.at(doing)?;
+    Ok(row.map_or(1, |r| r.get(0)))
+}
+
 /// See [`Destination::begin`](crate::destination::Destination::begin).
 pub(super) async fn begin(at: &Postgres) -> Result<(), Error> {
     let mut session = at.session().await?;
@@ -86,7 +136,7 @@ pub(super) async fn begin(at: &Postgres) -> Result<(), Error> {
 
 async fn create(tx: &Transaction<'_>, brief: &Brief, database: &str, user: &str) -> Result<(), Error> {
     let doing = "creating the ledger";
-    tx.batch_execute("SELECT pg_advisory_xact_lock(hashtextextended('mirror-operator ledger', 0))").await.at(doing)?;
+    tx.batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})")).await.at(doing)?;
     let there = "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = '_mirror_operator')";
     let sql = match tx.query_one(there, &[]).await.at(doing)?.get(0) {
         true => TABLES.to_string(),
@@ -165,11 +215,15 @@ pub(super) async fn state(at: &Postgres) -> Result<Option<EpochState>, Error> {
 /// See [`Destination::tables`](crate::destination::Destination::tables).
 pub(super) async fn tables(at: &Postgres) -> Result<Vec<LedgerTable>, Error> {
     let session = at.session().await?;
-    let sql = "SELECT schema::text, gate_lsn, sealed_at IS NOT NULL, parked FROM _mirror_operator.table
+    let sql = "SELECT schema::text, gate_lsn, sealed_at IS NOT NULL, parked, coalesce(drift, '{}') FROM _mirror_operator.table
                WHERE mirror = $1::text::uuid AND epoch = $2 ORDER BY number";
     let rows = session.client().query(sql, &[&at.brief.mirror_uid, &(at.brief.epoch as i32)]).await.at("reading the ledger")?;
     session.keep();
-    rows.iter().map(|r| Ok(LedgerTable { schema: schema(r.get(0))?, gate: lsn(r.get(1)), sealed: r.get(2), parked: r.get(3) })).collect()
+    let table = |r: &tokio_postgres::Row| {
+        let drift = r.get::<_, Vec<String>>(4).into_iter().collect();
+        Ok(LedgerTable { schema: schema(r.get(0))?, gate: lsn(r.get(1)), sealed: r.get(2), parked: r.get(3), drift })
+    };
+    rows.iter().map(table).collect()
 }
 
 /// The tables of the epoch, for its own steps.
@@ -219,13 +273,13 @@ pub(super) async fn progress(at: &Postgres) -> Result<(Load, Vec<TableReport>), 
     let session = at.session().await?;
     let of_epoch = "SELECT e.generation, e.snapshot_lsn, e.partitions, e.total_rows, e.total_bytes, c.done, c.rows, c.bytes
         FROM _mirror_operator.epoch e,
-             LATERAL (SELECT count(*) FILTER (WHERE p.loaded) AS done, coalesce(sum(p.rows), 0)::bigint AS rows, coalesce(sum(p.bytes), 0)::bigint AS bytes
+             LATERAL (SELECT e.partitions - count(*) FILTER (WHERE NOT p.loaded) AS done, coalesce(sum(p.rows), 0)::bigint AS rows, coalesce(sum(p.bytes), 0)::bigint AS bytes
                       FROM (SELECT bool_and(loaded_at IS NOT NULL) AS loaded, sum(rows) AS rows, sum(bytes) AS bytes FROM _mirror_operator.chunk
                             WHERE mirror = e.mirror AND epoch = e.epoch GROUP BY partition) p) c
         WHERE e.mirror = $1::text::uuid AND e.epoch = $2";
     let of_tables = "SELECT t.schema -> 'source' ->> 'schema', t.schema -> 'source' ->> 'name', t.destination_schema, t.destination_name,
             coalesce(c.rows, 0)::bigint, coalesce(t.carried_deleted, 0), coalesce(t.carried_missing, 0), t.note, t.sealed_at IS NOT NULL,
-            t.parked, t.inserts, t.updates, t.deletes
+            t.parked, t.inserts, t.updates, t.deletes, array_to_string(t.drift, '; ')
         FROM _mirror_operator.table t
         LEFT JOIN (SELECT table_number, sum(rows) AS rows FROM _mirror_operator.chunk
                    WHERE mirror = $1::text::uuid AND epoch = $2 GROUP BY table_number) c ON c.table_number = t.number
@@ -261,7 +315,7 @@ fn report(r: &tokio_postgres::Row) -> TableReport {
         note: r.get(7),
         sealed: r.get(8),
         parked: r.get(9),
-        drift: None,
+        drift: r.get::<_, Option<String>>(13).map(|drift| format!("{drift}. Apply a MirrorResync")),
         inserts: r.get(10),
         updates: r.get(11),
         deletes: r.get(12),

@@ -1,5 +1,6 @@
 -- The ledger: what is true of each epoch, kept in the destination beside the data, so that both change in one transaction.
--- Run at the beginning of an epoch if a table is missing; every statement is safe to repeat. The schema exists already: a role that may not create
+-- Run if a table is missing or the layout is older than this one; every statement is safe to repeat. Later layouts only add columns and tables, so that
+-- pods of an older version can go on. The schema exists already: a role that may not create
 -- schemas is refused by CREATE SCHEMA IF NOT EXISTS even where it exists.
 
 -- One row a mirror. `epoch` is the newest one begun: a writer of an older epoch that finds a newer one here stops (the fence).
@@ -51,6 +52,7 @@ CREATE TABLE IF NOT EXISTS _mirror_operator.table (
     carried_missing    bigint,
     note               text,
     parked             text,                 -- why the change stream passes it over
+    drift              text[],               -- what differs from the source's table and wants a resync
     inserts            bigint NOT NULL DEFAULT 0,
     updates            bigint NOT NULL DEFAULT 0,
     deletes            bigint NOT NULL DEFAULT 0,
@@ -76,3 +78,11 @@ CREATE TABLE IF NOT EXISTS _mirror_operator.chunk (
 );
 
 CREATE INDEX IF NOT EXISTS chunk_partition ON _mirror_operator.chunk (mirror, epoch, partition);
+
+-- One row: the version of this layout. 1, the first, did not have this table; 2 has it and the column `drift`.
+CREATE TABLE IF NOT EXISTS _mirror_operator.layout (
+    one     boolean PRIMARY KEY DEFAULT true CHECK (one),
+    version int NOT NULL
+);
+ALTER TABLE _mirror_operator.table ADD COLUMN IF NOT EXISTS drift text[];
+INSERT INTO _mirror_operator.layout AS l (version) VALUES (2) ON CONFLICT (one) DO UPDATE SET version = greatest(l.version, excluded.version);

@@ -133,6 +133,8 @@ impl Destination for Postgres {
     }
 
     async fn applier(&self) -> Result<Box<dyn Applier>, Error> {
+        // Whoever comes first upgrades the ledger.
+        self.session().await?.keep();
         apply::open(&self.brief, &self.to, &self.owner).await
     }
 }

@@ -60,7 +60,7 @@ async fn server(session: &Session<'_>, found: &mut Vec<Failure>) -> Result<(), E
 async fn ledger_rights(session: &Session<'_>, to: &Connection, found: &mut Vec<Failure>) -> Result<bool, Error> {
     let sql = "SELECT has_schema_privilege(n.oid, 'USAGE') AND has_schema_privilege(n.oid, 'CREATE'),
                       coalesce((SELECT bool_and(has_table_privilege(c.oid, 'SELECT, INSERT, UPDATE, DELETE')) FROM pg_catalog.pg_class c
-                                WHERE c.relnamespace = n.oid AND c.relkind = 'r' AND c.relname IN ('mirror', 'epoch', 'table', 'chunk')), true)
+                                WHERE c.relnamespace = n.oid AND c.relkind = 'r' AND c.relname IN ('mirror', 'epoch', 'table', 'chunk', 'layout')), true)
                FROM pg_catalog.pg_namespace n WHERE n.nspname = '_mirror_operator'";
     let user = ident(&to.user);
     match session.client().query_opt(sql, &[]).await.at("looking for the ledger")? {

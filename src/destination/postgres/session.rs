@@ -5,6 +5,7 @@ use tokio_postgres::{Client, Transaction};
 use super::{
     Postgres,
     error::{At, permanent},
+    ledger,
 };
 use crate::{brief::Brief, destination::Error, postgres};
 
@@ -45,8 +46,9 @@ impl Postgres {
                 return Ok(Session { client, home: self });
             }
         }
-        let client = postgres::connect(&self.to, &self.brief.application_name("destination")).await?;
+        let mut client = postgres::connect(&self.to, &self.brief.application_name("destination")).await?;
         client.batch_execute(NOTICE_LOST_CLIENTS).await.at("preparing a session")?;
+        ledger::upgrade(&mut client, &self.brief).await?;
         Ok(Session { client, home: self })
     }
 }

@@ -29,8 +29,13 @@ const EPOCH_SECONDS: u64 = 946_684_800;
 pub enum Frame {
     /// A message of the output plugin.
     Data(Bytes),
-    /// Everything that committed before this position was sent.
-    Keepalive(Lsn),
+    /// The server is alive.
+    Keepalive {
+        /// Everything that committed before this position was sent.
+        end: Lsn,
+        /// Whether it wants to hear what is durable here.
+        answer: bool,
+    },
 }
 
 /// Frames that came together, in order.
@@ -171,7 +176,8 @@ impl Reader {
                 let end = body.get_u64();
                 body.advance(8);
                 self.received = self.received.max(end);
-                Ok(Some((Frame::Keepalive(Lsn(end)), body.get_u8() == 1)))
+                let answer = body.get_u8() == 1;
+                Ok(Some((Frame::Keepalive { end: Lsn(end), answer }, answer)))
             }
             _ => Err(malformed()),
         }

@@ -1,0 +1,160 @@
+//! What ends an epoch before it does harm, and what must not end a pod for good.
+
+use std::time::Duration;
+
+use mirror_operator::{
+    brief::{Brief, DestinationPeer},
+    finish,
+    pipeline::Board,
+    report::Stage,
+};
+
+use crate::{
+    fixture::{Fixture, number, until},
+    load::{Pod, whole, work},
+};
+
+const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 10)";
+const SWAPPED: &str = "SELECT count(*) FROM _mirror_operator.epoch WHERE swapped_at IS NOT NULL";
+
+async fn lose_slot(fixture: &Fixture, brief: &Brief) {
+    let source = fixture.at_source().await;
+    until(&source, "the slot is free", &format!("SELECT NOT active FROM pg_replication_slots WHERE slot_name = '{}'", brief.slot())).await;
+    source.batch_execute(&format!("SELECT pg_drop_replication_slot('{}')", brief.slot())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_slot_that_is_lost_while_the_swap_is_waited_for_ends_the_epoch_unswapped() {
+    let fixture = Fixture::new().await;
+    fixture.at_source().await.batch_execute(TABLE).await.unwrap();
+    let brief = fixture.brief(1, &["public.t"]);
+    let pod = Pod::start(&brief).await;
+    pod.offers(1).await;
+    work(&pod.brief).await;
+    pod.reaches(Stage::Loaded).await;
+    lose_slot(&fixture, &brief).await;
+    let failure = pod.fails().await;
+    assert_eq!(failure.reason, "SlotLost");
+    for words in [brief.slot().as_str(), "Nothing was swapped", "max_slot_wal_keep_size", "MirrorResync"] {
+        assert!(failure.message.contains(words), "{failure:?}");
+    }
+    let refused = finish::swap(&pod.brief).await.unwrap_err();
+    assert!(refused.permanent && refused.reason == "SlotLost", "{refused:?}");
+    assert_eq!(number(&fixture.at_destination().await, SWAPPED).await, 0);
+    pod.stop().await;
+    finish::forget(&brief, false).await.unwrap();
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_slot_that_is_lost_while_tables_are_loaded_ends_the_epoch() {
+    let fixture = Fixture::new().await;
+    fixture.at_source().await.batch_execute(TABLE).await.unwrap();
+    let brief = fixture.brief(1, &["public.t"]);
+    let pod = Pod::start(&brief).await;
+    pod.offers(1).await;
+    lose_slot(&fixture, &brief).await;
+    assert_eq!(pod.fails().await.reason, "SlotLost");
+    assert_eq!(pod.board.report().stage, Stage::Loading);
+    pod.stop().await;
+    finish::forget(&brief, false).await.unwrap();
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_mirror_of_one_database_into_itself_may_not_write_what_it_reads() {
+    let fixture = Fixture::new().await;
+    let source = fixture.at_source().await;
+    source.batch_execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY)").await.unwrap();
+    let mut brief = fixture.brief(1, &["public.t", "public.u"]);
+    brief.destination = DestinationPeer::Postgres(fixture.source.clone());
+    let pod = Pod::start(&brief).await;
+    let failure = pod.fails().await;
+    assert_eq!(failure.reason, "Loop");
+    assert!(failure.message.contains("public.t would be read and written") && failure.message.contains("public.u"), "{failure:?}");
+    assert_eq!(number(&source, "SELECT count(*) FROM pg_namespace WHERE nspname = '_mirror_operator'").await, 0);
+    pod.stop().await;
+    // Under names of their own the copies may stand beside the originals.
+    for table in &mut brief.tables {
+        table.destination = Some(table.source.replace("public.", "copies."));
+    }
+    source.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+    whole(&fixture, &brief).await;
+    assert_eq!(number(&source, "SELECT count(*) FROM copies.t").await, 1);
+    finish::forget(&brief, true).await.unwrap();
+    drop(source);
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_mirror_of_nothing_but_an_empty_partitioned_root_is_loaded_and_swapped() {
+    let fixture = Fixture::new().await;
+    fixture.at_source().await.batch_execute("CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id)").await.unwrap();
+    let brief = fixture.brief(1, &["public.t"]);
+    let pod = Pod::start(&brief).await;
+    pod.offers(1).await;
+    let load = pod.board.report().load.unwrap();
+    assert_eq!((load.partitions, load.partitions_loaded), (1, 1));
+    work(&pod.brief).await;
+    pod.reaches(Stage::Loaded).await;
+    finish::swap(&pod.brief).await.unwrap();
+    pod.reaches(Stage::Streaming).await;
+    pod.stop().await;
+    finish::forget(&brief, true).await.unwrap();
+    fixture.end().await;
+}
+
+fn connected(board: &Board) -> bool {
+    board.report().stream.is_some_and(|s| s.connected)
+}
+
+async fn streams(pod: &Pod) {
+    for _ in 0..1200 {
+        if connected(&pod.board) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("it does not stream: {:?}", pod.board.report());
+}
+
+#[tokio::test]
+async fn a_pod_that_was_displaced_ends_so_that_its_next_process_takes_over_again() {
+    let fixture = Fixture::new().await;
+    fixture.at_source().await.batch_execute(TABLE).await.unwrap();
+    let brief = fixture.brief(1, &["public.t"]);
+    whole(&fixture, &brief).await;
+    let first = Pod::start(&brief).await;
+    streams(&first).await;
+    let second = Pod::start(&brief).await;
+    let failure = first.ends().await;
+    assert_eq!((failure.reason.as_str(), failure.permanent), ("Displaced", false));
+    streams(&second).await;
+    let again = Pod::start(&brief).await;
+    assert_eq!(second.ends().await.reason, "Displaced");
+    streams(&again).await;
+    fixture.at_source().await.batch_execute("INSERT INTO t VALUES (11)").await.unwrap();
+    until(&fixture.at_destination().await, "the change has arrived", "SELECT EXISTS (SELECT FROM public.t WHERE id = 11)").await;
+    again.stop().await;
+    finish::forget(&brief, true).await.unwrap();
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_live_pod_goes_on_once_people_have_cured_what_it_called_permanent() {
+    let fixture = Fixture::new().await;
+    fixture.at_source().await.batch_execute(TABLE).await.unwrap();
+    let brief = fixture.brief(1, &["public.t"]);
+    whole(&fixture, &brief).await;
+    let destination = fixture.at_destination().await;
+    // The ledger cannot be read: a column has another name.
+    destination.batch_execute("ALTER TABLE _mirror_operator.epoch RENAME swap_retries TO gone").await.unwrap();
+    let pod = Pod::start(&brief).await;
+    pod.fails().await;
+    destination.batch_execute("ALTER TABLE _mirror_operator.epoch RENAME gone TO swap_retries").await.unwrap();
+    streams(&pod).await;
+    pod.stop().await;
+    finish::forget(&brief, true).await.unwrap();
+    drop(destination);
+    fixture.end().await;
+}
