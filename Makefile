@@ -12,6 +12,8 @@ POSTGRES ?= 15 18
 SOURCE_POSTGRES ?= 15
 DESTINATION_POSTGRES ?= 15
 export PGPASSWORD ?= testbed-secret
+# End-to-end tests at the same time; those that others would notice run alone whatever it says.
+E2E_THREADS ?= 3
 # Only tests whose name contains this.
 TEST ?=
 
@@ -78,12 +80,12 @@ e2e: $(needs_cluster) ## end-to-end tests on a real Kubernetes
 	@$(step) "e2e build" cargo test --locked --no-run --test e2e
 	@$(step) "chart install" $(on_node) $(testbed)/install-chart
 	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(SOURCE_URL) DESTINATION_URL=$(DESTINATION_URL) \
-	  cargo test --locked --offline --test e2e -- --test-threads=1 $(TEST)
+	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) $(TEST)
 ifneq ($(CLUSTER)$(TEST),existing)
 ifeq ($(TEST),)
 	@$(step) "e2e servers, 18 and 17" bash -ec '$(postgres) up source-18 18 5438 --on-node; $(postgres) up destination-17 17 5437 --on-node'
 	@$(step) "e2e tests, 18 to 17" $(on_node) env SOURCE_URL=$$($(postgres) url source-18) DESTINATION_URL=$$($(postgres) url destination-17) \
-	  cargo test --locked --offline --test e2e -- --test-threads=1 a_resync_picks_up key_changes_toast changes_made_while
+	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) a_resync_picks_up key_changes_toast changes_made_while
 endif
 endif
 

@@ -43,7 +43,7 @@ async fn forgotten(world: &World) {
 
 #[tokio::test]
 async fn a_mirror_that_is_deleted_in_mid_load_leaves_nothing_but_its_live_tables() {
-    let world = wide("delete-loading", 60_000).await;
+    let world = wide(World::new("delete-loading").await, 60_000).await;
     world.apply(world.resync("again", "m", slow())).await.unwrap();
     loading(&world, "again").await;
     let r: MirrorResync = world.get("again").await;
@@ -60,7 +60,7 @@ async fn a_mirror_that_is_deleted_in_mid_load_leaves_nothing_but_its_live_tables
 
 #[tokio::test]
 async fn a_load_that_is_cancelled_leaves_nothing_and_the_next_resync_heals() {
-    let world = wide("cancel-loading", 60_000).await;
+    let world = wide(World::new("cancel-loading").await, 60_000).await;
     world.apply(world.resync("doomed", "m", slow())).await.unwrap();
     loading(&world, "doomed").await;
     let mut cancelled = slow();
@@ -86,7 +86,7 @@ async fn a_load_that_is_cancelled_leaves_nothing_and_the_next_resync_heals() {
 
 #[tokio::test]
 async fn a_resync_that_is_cancelled_while_its_slot_is_being_made_leaves_no_slot() {
-    let world = wide("cancel-setup", 1_000).await;
+    let world = wide(World::alone("cancel-setup").await, 1_000).await;
     let writer = crate::world::connect("SOURCE", world.database()).await;
     writer.batch_execute("BEGIN; INSERT INTO small VALUES (1000)").await.unwrap();
     world.apply(world.resync("doomed", "m", json!({}))).await.unwrap();
@@ -105,7 +105,7 @@ async fn a_resync_that_is_cancelled_while_its_slot_is_being_made_leaves_no_slot(
 
 #[tokio::test]
 async fn old_tables_are_kept_as_long_as_the_resync_says() {
-    let world = wide("keep-old", 1_000).await;
+    let world = wide(World::new("keep-old").await, 1_000).await;
     world.apply(world.resync("again", "m", json!({ "keepOld": "20s" }))).await.unwrap();
     world.phase("again", Phase::Running).await;
     assert_eq!(world.tables("public").await, ["small", "small_old", "wide", "wide_old"]);
@@ -122,7 +122,7 @@ async fn old_tables_are_kept_as_long_as_the_resync_says() {
 
 #[tokio::test]
 async fn a_lost_slot_heals_by_itself_where_the_policy_says_so() {
-    let world = wide("slot-auto", 1_000).await;
+    let world = wide(World::new("slot-auto").await, 1_000).await;
     let policy = json!({ "resyncPolicy": { "onSlotLost": "Automatic" } });
     world.apply(world.mirror("m", &["public.wide", "public.small"], policy)).await.unwrap();
     world.drop_slot().await;
@@ -136,7 +136,7 @@ async fn a_lost_slot_heals_by_itself_where_the_policy_says_so() {
 
 #[tokio::test]
 async fn deleting_everything_at_once_peers_first_leaves_nothing_behind() {
-    let world = wide("delete-all", 1_000).await;
+    let world = wide(World::new("delete-all").await, 1_000).await;
     world.apply(world.resync("again", "m", json!({ "swap": { "approval": "Manual" } }))).await.unwrap();
     world.says("again", "approved").await;
     world.api::<Peer>().delete_collection(&DeleteParams::default(), &ListParams::default()).await.unwrap();

@@ -13,8 +13,7 @@ use serde_json::json;
 use crate::world::{LIMIT, World, until};
 
 /// Enough rows that a load takes seconds under the given limit of bytes per second.
-pub async fn wide(test: &str, rows: u32) -> World {
-    let world = World::new(test).await;
+pub async fn wide(world: World, rows: u32) -> World {
     world.source.batch_execute(&format!("CREATE TABLE wide (id bigint PRIMARY KEY, a text, b text); CREATE TABLE small (id int PRIMARY KEY);
         INSERT INTO wide SELECT i, md5(i::text), repeat('x', 150) FROM generate_series(1, {rows}) i; INSERT INTO small SELECT generate_series(1, 100)")).await.unwrap();
     world.apply(world.mirror("m", &["public.wide", "public.small"], json!({}))).await.unwrap();
@@ -61,7 +60,7 @@ pub async fn equal(world: &World) {
 
 #[tokio::test]
 async fn killing_workers_pipeline_and_swap_in_mid_resync_loses_nothing() {
-    let world = wide("kills", 100_000).await;
+    let world = wide(World::new("kills").await, 100_000).await;
     world.apply(world.resync("again", "m", slow())).await.unwrap();
     loading(&world, "again").await;
     kill(&world, "snapshot").await;
@@ -84,7 +83,7 @@ async fn killing_workers_pipeline_and_swap_in_mid_resync_loses_nothing() {
 
 #[tokio::test]
 async fn a_stream_whose_pod_is_killed_again_and_again_applies_each_change_once() {
-    let world = wide("stream-kills", 1_000).await;
+    let world = wide(World::new("stream-kills").await, 1_000).await;
     for round in 0..4 {
         for i in 0..10 {
             world
@@ -108,7 +107,7 @@ async fn a_stream_whose_pod_is_killed_again_and_again_applies_each_change_once()
 
 #[tokio::test]
 async fn a_killed_operator_goes_on_where_it_stood() {
-    let world = wide("operator-kill", 60_000).await;
+    let world = wide(World::alone("operator-kill").await, 60_000).await;
     world.apply(world.resync("again", "m", slow())).await.unwrap();
     loading(&world, "again").await;
     let pods: Api<Pod> = Api::all(world.client.clone());
@@ -128,7 +127,7 @@ async fn a_killed_operator_goes_on_where_it_stood() {
 
 #[tokio::test]
 async fn every_connection_to_source_and_destination_may_be_cut_in_mid_load() {
-    let world = wide("cut", 60_000).await;
+    let world = wide(World::new("cut").await, 60_000).await;
     world.apply(world.resync("again", "m", slow())).await.unwrap();
     for _ in 0..3 {
         loading(&world, "again").await;
@@ -152,7 +151,7 @@ async fn every_connection_to_source_and_destination_may_be_cut_in_mid_load() {
 
 #[tokio::test]
 async fn a_resync_can_be_paused_and_resumed_in_mid_load() {
-    let world = wide("pause", 60_000).await;
+    let world = wide(World::new("pause").await, 60_000).await;
     world.apply(world.resync("again", "m", slow())).await.unwrap();
     loading(&world, "again").await;
     let mut paused = slow();
@@ -182,7 +181,7 @@ async fn both_servers_may_be_killed_in_mid_load_and_come_back() {
     if std::env::var("CLUSTER").is_ok_and(|c| c == "existing") {
         return; // Servers of one's own are not ours to kill.
     }
-    let mut world = wide("server-kill", 60_000).await;
+    let mut world = wide(World::alone("server-kill").await, 60_000).await;
     world.apply(world.resync("again", "m", slow())).await.unwrap();
     loading(&world, "again").await;
     for name in ["source", "destination"] {
@@ -200,7 +199,7 @@ async fn both_servers_may_be_killed_in_mid_load_and_come_back() {
 
 #[tokio::test]
 async fn a_slot_that_was_invalidated_is_reported_and_healed_by_a_resync() {
-    let world = wide("invalidated", 1_000).await;
+    let world = wide(World::alone("invalidated").await, 1_000).await;
     let slot = world.slots().await.remove(0);
     world.apply(world.mirror("m", &["public.wide", "public.small"], json!({ "suspend": true }))).await.unwrap();
     until("the slot is idle", LIMIT, || async {

@@ -32,15 +32,14 @@ async fn operator(world: &World, path: &str) -> String {
     .await
 }
 
-async fn one_table(test: &str) -> World {
-    let world = World::new(test).await;
+async fn one_table(world: World) -> World {
     world.source.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'x')").await.unwrap();
     world
 }
 
 #[tokio::test]
 async fn a_right_that_is_missing_is_named_with_the_statement_that_grants_it() {
-    let world = one_table("no-select").await;
+    let world = one_table(World::new("no-select").await).await;
     let role = "DROP ROLE IF EXISTS e2e_blind; CREATE ROLE e2e_blind LOGIN REPLICATION PASSWORD 'blind'";
     world.source.batch_execute(role).await.unwrap();
     world.secret("blind", &[("password", "blind")]).await;
@@ -58,7 +57,7 @@ async fn a_right_that_is_missing_is_named_with_the_statement_that_grants_it() {
 
 #[tokio::test]
 async fn a_second_mirror_of_a_destination_table_waits_until_the_first_is_gone() {
-    let world = one_table("conflict").await;
+    let world = one_table(World::new("conflict").await).await;
     world.apply(world.mirror("first", &["public.t"], json!({ "deletionPolicy": "Drop" }))).await.unwrap();
     world.ready("first").await;
     world.apply(world.mirror("second", &["public.t"], json!({}))).await.unwrap();
@@ -73,7 +72,7 @@ async fn a_second_mirror_of_a_destination_table_waits_until_the_first_is_gone() 
 
 #[tokio::test]
 async fn a_secret_that_is_missing_is_named_by_peer_and_mirror_and_its_creation_is_enough() {
-    let world = one_table("no-secret").await;
+    let world = one_table(World::new("no-secret").await).await;
     let password = world.api::<k8s_openapi::api::core::v1::Secret>().get("postgres").await.unwrap().data.unwrap()["password"].0.clone();
     let missing = json!({ "passwordSecretRef": { "name": "later", "key": "password" } });
     world.apply(world.peer("source", "SOURCE", missing)).await.unwrap();
@@ -93,7 +92,7 @@ async fn a_secret_that_is_missing_is_named_by_peer_and_mirror_and_its_creation_i
 
 #[tokio::test]
 async fn objects_that_cannot_work_do_not_disturb_one_that_can() {
-    let world = one_table("beside").await;
+    let world = one_table(World::new("beside").await).await;
     world.source.batch_execute("CREATE TABLE u (id int PRIMARY KEY)").await.unwrap();
     let long = format!("public.{}", "x".repeat(64));
     world.apply(world.mirror("no-peer", &["public.nothing"], json!({ "source": { "peer": "nobody" } }))).await.unwrap();
@@ -112,7 +111,7 @@ async fn objects_that_cannot_work_do_not_disturb_one_that_can() {
 
 #[tokio::test]
 async fn the_operator_tells_its_health_and_documented_metrics() {
-    let world = one_table("metrics").await;
+    let world = one_table(World::new("metrics").await).await;
     world.apply(world.mirror("m", &["public.t"], json!({}))).await.unwrap();
     world.ready("m").await;
     assert_eq!(operator(&world, "/healthz").await, "ok");
@@ -140,7 +139,7 @@ fn kubectl(namespace: &str, arguments: &[&str]) -> String {
 
 #[tokio::test]
 async fn kubectl_shows_columns_short_names_and_words() {
-    let world = one_table("kubectl").await;
+    let world = one_table(World::new("kubectl").await).await;
     world.apply(world.mirror("m", &["public.t"], json!({}))).await.unwrap();
     world.ready("m").await;
     let table = [
@@ -175,7 +174,7 @@ async fn writes(world: &World) -> (u64, String) {
 
 #[tokio::test]
 async fn a_resync_costs_the_api_server_few_writes() {
-    let world = one_table("writes").await;
+    let world = one_table(World::alone("writes").await).await;
     world.apply(world.mirror("m", &["public.t"], json!({}))).await.unwrap();
     world.ready("m").await;
     let (before, were) = writes(&world).await;

@@ -14,9 +14,13 @@ use kube::{
 use mirror_operator::api::{Mirror, MirrorResync, Peer, condition, resync::Phase};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// How long anything may take that should take seconds.
 pub const LIMIT: Duration = Duration::from_secs(120);
+
+/// Held by every test: together, or alone by one that others would notice, such as one that kills a server.
+static TURN: RwLock<()> = RwLock::const_new(());
 
 /// One test's part of the world.
 pub struct World {
@@ -25,6 +29,13 @@ pub struct World {
     pub source: tokio_postgres::Client,
     pub destination: tokio_postgres::Client,
     database: String,
+    _turn: Turn,
+}
+
+/// Ends with its test, however that ends.
+enum Turn {
+    Shared { _guard: RwLockReadGuard<'static, ()> },
+    Alone { _guard: RwLockWriteGuard<'static, ()> },
 }
 
 /// The server of one side: SOURCE or DESTINATION.
@@ -74,6 +85,15 @@ pub async fn until<T, F: Future<Output = Result<T, String>>>(what: &str, limit: 
 impl World {
     /// A namespace that enforces PodSecurity *restricted*, two empty databases, Secrets and Peers `source` and `destination`.
     pub async fn new(test: &str) -> Self {
+        Self::at_its_turn(test, Turn::Shared { _guard: TURN.read().await }).await
+    }
+
+    /// The same, while no other test runs.
+    pub async fn alone(test: &str) -> Self {
+        Self::at_its_turn(test, Turn::Alone { _guard: TURN.write().await }).await
+    }
+
+    async fn at_its_turn(test: &str, turn: Turn) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::try_default().await.expect("a cluster");
         let namespace = format!("e2e-{test}");
@@ -90,6 +110,7 @@ impl World {
             client,
             namespace,
             database,
+            _turn: turn,
         };
         world.fresh_namespace().await;
         world.secret("postgres", &[("password", &user("SOURCE").1), ("destination", &user("DESTINATION").1)]).await;
