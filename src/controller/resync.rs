@@ -146,7 +146,7 @@ async fn apply(effect: &Effect, resync: &MirrorResync, mirror: Option<&Mirror>, 
 /// Writes the status if it changed; mere numbers less often the longer the resync takes, so that a long one costs few writes.
 async fn write(resync: &MirrorResync, status: &MirrorResyncStatus, context: &Context) -> Result<(), Error> {
     let old = resync.status.clone().unwrap_or_default();
-    if resync.status.is_some() && old == *status {
+    if old == *status {
         return Ok(());
     }
     let uid = resync.uid().unwrap_or_default();

@@ -122,8 +122,11 @@ impl Pass<'_> {
             status.live_epoch = active.epoch;
             status.stream_dropped = false;
             status.tables.clear();
-        } else if resync.old_pipeline_dropped && status.live_epoch > 0 {
-            status.stream_dropped = true;
+        } else {
+            status.stream_dropped |= resync.old_pipeline_dropped && status.live_epoch > 0;
+            // Beside the live epoch's brief the newest one is enough to remove whatever is left of any.
+            let earlier = active.epoch.saturating_sub(1);
+            effects.extend((resync.epoch.is_some() && earlier > status.live_epoch).then_some(Effect::DeleteBrief { epoch: earlier }));
         }
         let past = PastResync {
             name: resync.name.clone(),

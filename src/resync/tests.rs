@@ -242,6 +242,17 @@ fn the_second_resync_waits_and_says_for_whom() {
 }
 
 #[test]
+fn a_resync_that_its_mirror_has_not_taken_up_says_so_only_after_a_while() {
+    let mut world = World::new(json!({}));
+    world.seen.mirror.as_mut().unwrap().active = None;
+    world.resync.metadata.creation_timestamp = Some(Time(now()));
+    assert_eq!(world.plan().status, MirrorResyncStatus::default(), "nothing to write");
+    world.resync.metadata.creation_timestamp = Some(Time(Timestamp::from_second(999_990).unwrap()));
+    world.step();
+    assert!(world.verdict().2.contains("take this resync up"));
+}
+
+#[test]
 fn a_resync_of_a_mirror_that_does_not_exist_waits_and_says_so_once() {
     let mut world = World::new(json!({}));
     world.seen.mirror = None;
