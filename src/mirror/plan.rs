@@ -266,7 +266,8 @@ impl Pass<'_> {
             return (Paused, Verdict::False, "Suspended", "Paused by spec.suspend; the slot keeps the source's WAL.".into());
         }
         let Some(report) = self.stream_report(status) else {
-            let why = self.seen.pod_trouble.clone().unwrap_or_else(|| "The pipeline pod is starting.".into());
+            let failure = self.seen.report.as_ref().and_then(|r| r.failure.as_ref()).map(|f| format!("{}: {}", f.reason, f.message));
+            let why = failure.or(self.seen.pod_trouble.clone()).unwrap_or_else(|| "The pipeline pod is starting.".into());
             return (Running, Verdict::Unknown, "PipelineNotReachable", why);
         };
         let stream = report.stream.clone().unwrap_or_default();

@@ -195,6 +195,10 @@ fn health_is_progress_not_pods() {
         (said(&lost, "Ready").1, said(&lost, "SlotHealthy").0, said(&lost, "ResyncRequired").0),
         ("SlotLost".into(), "False".into(), "True".into())
     );
+    let failure = crate::report::Failure { reason: "DestinationUnavailable".into(), message: "refused.".into(), permanent: false };
+    facts.report = Some(Report { epoch: 1, stage: Stage::Checking, failure: Some(failure), ..Report::default() });
+    let starting = plan(&m, &facts, now()).status.conditions;
+    assert_eq!(condition::get(&starting, "Ready").unwrap().message, "DestinationUnavailable: refused.");
     facts.report = None;
     assert_eq!(said(&plan(&m, &facts, now()), "Ready").0, "Unknown");
 }

@@ -117,6 +117,7 @@ impl World {
                 self.seen.snapshot_job = None;
                 self.seen.swap_job = None;
             }
+            Effect::DeleteCleanupJob => self.seen.cleanup_job = None,
             Effect::DeletePipeline { .. } | Effect::Say(_) => {}
         }
         if !matches!(effect, Effect::Say(_)) {
