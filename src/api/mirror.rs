@@ -145,10 +145,10 @@ pub struct Snapshot {
     /// How many worker pods load at the same time, each with one connection to either side. May be changed while a load runs.
     #[schemars(range(min = 1, max = 256))]
     pub max_parallel_workers: u16,
-    /// About how much of a table one pod loads: the unit of retry.
+    /// About how much of a table one pod loads, 1Mi or more: the unit of retry.
     #[schemars(extend("x-kubernetes-validations" = at_least("1Mi")))]
     pub partition_size: Bytes,
-    /// About how much is written in one transaction: the unit of progress, never loaded twice.
+    /// About how much is written in one transaction, 64Ki or more: the unit of progress, never loaded twice.
     #[schemars(extend("x-kubernetes-validations" = at_least("64Ki")))]
     pub chunk_size: Bytes,
     /// Bound on the bytes that all workers together read from the source in a second.
@@ -174,7 +174,8 @@ pub struct Replication {
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ResyncPolicy {
-    /// What happens when the replication slot was lost: Manual only says so in the condition `ResyncRequired`, Automatic starts a resync.
+    /// What happens when the replication slot was lost: Manual only says so in the condition `ResyncRequired`, Automatic starts a resync, and another
+    /// with growing patience if that one fails.
     pub on_slot_lost: OnSlotLost,
 }
 

@@ -142,7 +142,7 @@ pub enum Phase {
     Setup,
     /// Snapshot Jobs fill the `_resync` tables. Ends when every chunk is loaded and every key and index is built.
     Snapshot,
-    /// Soft-deleted rows are carried over and the tables are swapped. Ends when the destination says that the new tables bear the live names.
+    /// Soft-deleted rows are carried over and the tables are swapped. Ends when the new tables bear the live names and their change stream is connected.
     Swap,
     /// Swapped, and the mirror is in CDC. An end.
     Running,
@@ -225,7 +225,7 @@ pub struct MirrorResyncStatus {
     /// Steps that were begun and must not be begun again, whatever became of their Jobs: durable intent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub begun: Vec<Step>,
-    /// How it is going to end, once what it made is removed. Set once, never taken back.
+    /// How it is going to end, once what it made is removed. Taken back only if the tables turn out to be swapped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ending: Option<Ending>,
     /// Whether the old pipeline and its slot were dropped: from then on the live tables stand still until a resync succeeds.
@@ -260,7 +260,7 @@ pub struct Ending {
     pub reason: String,
     /// What happened and what cures it.
     pub message: String,
-    /// Whether nothing was made at source or destination, so that nothing is to be removed.
+    /// Whether nothing is known to have been made at source or destination.
     pub untouched: bool,
 }
 

@@ -53,14 +53,11 @@ impl Context {
             }
         };
         let (kind, name) = (K::kind(&()).into_owned(), wanted.name_any());
-        let owner = |object: &K| object.owner_references().first().map(|o| o.uid.clone());
-        if found.meta().deletion_timestamp.is_some() {
-            return Err(Error::Going { kind, name });
+        match standing(&found, wanted) {
+            Standing::Ours => Ok(found),
+            Standing::Going => Err(Error::Going { kind, name }),
+            Standing::Foreign => Err(Error::NotOurs { kind, name }),
         }
-        if owner(&found) != owner(wanted) {
-            return Err(Error::NotOurs { kind, name });
-        }
-        Ok(found)
     }
 
     /// Removes an object, if it exists and `owner` owns it. Its dependents go after it.
@@ -139,4 +136,46 @@ impl Context {
 /// An owner reference that makes `object` the controller of what bears it.
 pub fn owner<K: Owned>(object: &K) -> OwnerReference {
     object.controller_owner_ref(&()).unwrap_or_default()
+}
+
+/// Whose an object of the wanted name is.
+#[derive(Debug, PartialEq)]
+enum Standing {
+    Ours,
+    /// It is being deleted, or its owner was: one of the same name has followed.
+    Going,
+    Foreign,
+}
+
+fn standing<K: Owned>(found: &K, wanted: &K) -> Standing {
+    let named = |o: &OwnerReference| (o.api_version.clone(), o.kind.clone(), o.name.clone());
+    let (has, wants) = (found.owner_references().first(), wanted.owner_references().first());
+    if found.meta().deletion_timestamp.is_some() {
+        return Standing::Going;
+    }
+    match (has, wants) {
+        (Some(has), Some(wants)) if has.uid == wants.uid => Standing::Ours,
+        (Some(has), Some(wants)) if named(has) == named(wants) => Standing::Going,
+        _ => Standing::Foreign,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_of_the_wanted_name_is_ours_going_or_foreign() {
+        let owned = |kind: &str, uid: &str| {
+            let owner = OwnerReference { kind: kind.into(), name: "shop".into(), uid: uid.into(), ..OwnerReference::default() };
+            let mut map = ConfigMap::default();
+            map.metadata.owner_references = Some(vec![owner]);
+            map
+        };
+        let wanted = owned("Mirror", "new");
+        assert_eq!(standing(&owned("Mirror", "new"), &wanted), Standing::Ours);
+        assert_eq!(standing(&owned("Mirror", "old"), &wanted), Standing::Going);
+        assert_eq!(standing(&owned("Deployment", "old"), &wanted), Standing::Foreign);
+        assert_eq!(standing(&ConfigMap::default(), &wanted), Standing::Foreign);
+    }
 }

@@ -16,6 +16,7 @@ use super::{
     Context, Error,
     context::{KindLabels, ObjectLabels},
     ensure::owner,
+    observe::job_facts,
     refusal::tell,
 };
 use crate::{
@@ -78,9 +79,10 @@ async fn observe(mirror: &Mirror, context: &Context) -> Result<Observed, Error> 
     let deleting = mirror.metadata.deletion_timestamp.is_some();
     seen.brief = Some(brief_of(mirror, deleting, context).await?);
     if deleting {
+        let forget = context.job(&namespace, &forget_name(mirror), &uid).await?;
         let pods = context.pods(&namespace, &name, None).await?;
         seen.pods = pods.alive(&["forget"]);
-        seen.forget_job = context.job_facts(&namespace, &forget_name(mirror), &uid, "forget", &pods).await?;
+        seen.forget_job = job_facts(forget, "forget", &pods);
     } else if status.live_epoch > 0 {
         let pods = context.pods(&namespace, &name, Some(status.live_epoch)).await?;
         seen.pod_trouble = pods.trouble("pipeline");

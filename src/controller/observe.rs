@@ -105,38 +105,32 @@ impl Context {
         Ok(job.filter(|j| j.owner_references().iter().any(|o| o.uid == owner) && j.metadata.deletion_timestamp.is_none()))
     }
 
-    /// A Job as facts, with what its pods left.
-    pub async fn job_facts(
-        &self,
-        namespace: &str,
-        name: &str,
-        owner: &str,
-        component: &str,
-        pods: &Pods,
-    ) -> Result<Option<JobFacts>, Error> {
-        let Some(job) = self.job(namespace, name, owner).await? else { return Ok(None) };
-        let condition = |kind: &str| {
-            let conditions = job.status.as_ref().and_then(|s| s.conditions.as_ref());
-            conditions.into_iter().flatten().find(|c| c.type_ == kind && c.status == "True").cloned()
-        };
-        Ok(Some(JobFacts {
-            completed: condition("Complete").is_some(),
-            ended: condition("Complete").or(condition("Failed")).map(|c| c.last_transition_time.map_or(Timestamp::UNIX_EPOCH, |t| t.0)),
-            failed: condition("Failed").map(|c| {
-                format!("Job {name} failed: {} {}", c.reason.unwrap_or_default(), c.message.unwrap_or_default()).trim().to_string()
-            }),
-            failed_indexes: job.status.as_ref().and_then(|s| s.failed_indexes.as_ref()).map_or(0, |list| count_indexes(list)),
-            report: pods.last_words(&job),
-            pod_trouble: pods.trouble(component),
-        }))
-    }
-
     /// What the pipeline pod says, if it can be asked.
     pub async fn ask_pipeline(&self, pods: &Pods, mirror_uid: &str, epoch: u32) -> Option<Report> {
         let url = format!("http://{}:{PORT}/status", pods.pipeline_address()?);
         let report: Report = self.http.get(url).send().await.ok()?.json().await.ok()?;
         (report.mirror_uid == mirror_uid && report.epoch == epoch).then_some(report)
     }
+}
+
+/// A Job as facts, with what its pods left. The pods must have been read after the Job: else it may seem to have ended without a word.
+pub fn job_facts(job: Option<Job>, component: &str, pods: &Pods) -> Option<JobFacts> {
+    let job = job?;
+    let name = job.name_any();
+    let condition = |kind: &str| {
+        let conditions = job.status.as_ref().and_then(|s| s.conditions.as_ref());
+        conditions.into_iter().flatten().find(|c| c.type_ == kind && c.status == "True").cloned()
+    };
+    let ended = condition("Complete").or(condition("Failed"));
+    Some(JobFacts {
+        completed: condition("Complete").is_some(),
+        ended: ended.map(|c| c.last_transition_time.map_or(Timestamp::UNIX_EPOCH, |t| t.0)),
+        failed: condition("Failed")
+            .map(|c| format!("Job {name} failed: {} {}", c.reason.unwrap_or_default(), c.message.unwrap_or_default()).trim().to_string()),
+        failed_indexes: job.status.as_ref().and_then(|s| s.failed_indexes.as_ref()).map_or(0, |list| count_indexes(list)),
+        report: pods.last_words(&job),
+        pod_trouble: pods.trouble(component),
+    })
 }
 
 /// How many indexes a list such as `1,3-5,7` names (Kubernetes docs, Job status, `failedIndexes`).

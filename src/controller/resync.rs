@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use k8s_openapi::{api::batch::v1::Job, jiff::Timestamp};
 use kube::{Api, ResourceExt, runtime::controller::Action};
 
-use super::{Context, Error, context::KindLabels, ensure::owner, refusal::tell};
+use super::{Context, Error, context::KindLabels, ensure::owner, observe::job_facts, refusal::tell};
 use crate::{
     api::{Mirror, MirrorResync, MirrorResyncStatus, Peer},
     mirror,
@@ -82,13 +82,16 @@ async fn observe(resync: &MirrorResync, mirror: Option<&Mirror>, context: &Conte
     if status.epoch.is_none() || status.phase.is_end() {
         return Ok(seen);
     }
-    let pods = context.pods(&namespace, &mirror.name_any(), Some(epoch)).await?;
     let name = resync.name_any();
-    seen.pods = pods.alive(&["cleanup"]);
+    let snapshot = context.job(&namespace, &job_name(&name, "snapshot"), &uid).await?;
+    let swap = context.job(&namespace, &job_name(&name, "swap"), &uid).await?;
+    let cleanup = context.job(&namespace, &job_name(&name, "cleanup"), &uid).await?;
+    let pods = context.pods(&namespace, &mirror.name_any(), Some(epoch)).await?;
+    seen.pods = pods.alive(&["cleanup", "forget"]);
     seen.pod_trouble = pods.trouble("pipeline");
-    seen.snapshot_job = context.job_facts(&namespace, &job_name(&name, "snapshot"), &uid, "snapshot", &pods).await?;
-    seen.swap_job = context.job_facts(&namespace, &job_name(&name, "swap"), &uid, "swap", &pods).await?;
-    seen.cleanup_job = context.job_facts(&namespace, &job_name(&name, "cleanup"), &uid, "cleanup", &pods).await?;
+    seen.snapshot_job = job_facts(snapshot, "snapshot", &pods);
+    seen.swap_job = job_facts(swap, "swap", &pods);
+    seen.cleanup_job = job_facts(cleanup, "cleanup", &pods);
     seen.report = context.ask_pipeline(&pods, &mirror_uid, epoch).await;
     Ok(seen)
 }
@@ -117,6 +120,7 @@ async fn apply(effect: &Effect, resync: &MirrorResync, mirror: Option<&Mirror>, 
                 context.remove::<Job>(&namespace, &job_name(&name, role), &uid).await?;
             }
         }
+        Effect::DeleteCleanupJob => context.remove::<Job>(&namespace, &job_name(&name, "cleanup"), &uid).await?,
         Effect::DeletePipeline { epoch } => {
             if let Some(mirror) = mirror {
                 context.delete_pipeline(&namespace, &mirror.name_any(), *epoch, &mirror.uid().unwrap_or_default()).await?;
@@ -146,7 +150,7 @@ async fn apply(effect: &Effect, resync: &MirrorResync, mirror: Option<&Mirror>, 
 /// Writes the status if it changed; mere numbers less often the longer the resync takes, so that a long one costs few writes.
 async fn write(resync: &MirrorResync, status: &MirrorResyncStatus, context: &Context) -> Result<(), Error> {
     let old = resync.status.clone().unwrap_or_default();
-    if resync.status.is_some() && old == *status {
+    if old == *status {
         return Ok(());
     }
     let uid = resync.uid().unwrap_or_default();

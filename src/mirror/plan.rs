@@ -122,8 +122,11 @@ impl Pass<'_> {
             status.live_epoch = active.epoch;
             status.stream_dropped = false;
             status.tables.clear();
-        } else if resync.old_pipeline_dropped && status.live_epoch > 0 {
-            status.stream_dropped = true;
+        } else {
+            status.stream_dropped |= resync.old_pipeline_dropped && status.live_epoch > 0;
+            // Beside the live epoch's brief the newest one is enough to remove whatever is left of any.
+            let earlier = active.epoch.saturating_sub(1);
+            effects.extend((resync.epoch.is_some() && earlier > status.live_epoch).then_some(Effect::DeleteBrief { epoch: earlier }));
         }
         let past = PastResync {
             name: resync.name.clone(),
@@ -263,7 +266,8 @@ impl Pass<'_> {
             return (Paused, Verdict::False, "Suspended", "Paused by spec.suspend; the slot keeps the source's WAL.".into());
         }
         let Some(report) = self.stream_report(status) else {
-            let why = self.seen.pod_trouble.clone().unwrap_or_else(|| "The pipeline pod is starting.".into());
+            let failure = self.seen.report.as_ref().and_then(|r| r.failure.as_ref()).map(|f| format!("{}: {}", f.reason, f.message));
+            let why = failure.or(self.seen.pod_trouble.clone()).unwrap_or_else(|| "The pipeline pod is starting.".into());
             return (Running, Verdict::Unknown, "PipelineNotReachable", why);
         };
         let stream = report.stream.clone().unwrap_or_default();

@@ -108,6 +108,25 @@ fn a_resync_that_swapped_and_then_lost_its_slot_makes_its_epoch_live_all_the_sam
 }
 
 #[test]
+fn of_the_briefs_of_failed_epochs_only_the_newest_is_kept() {
+    let table = [(0, 1, vec![]), (0, 3, vec![2]), (2, 3, vec![]), (2, 4, vec![3])];
+    for (live, epoch, gone) in table {
+        let mut m = mirror();
+        let active = crate::api::mirror::ActiveResync { name: "r".into(), uid: "r".into(), epoch };
+        m.status = Some(crate::api::MirrorStatus { epoch, live_epoch: live, active_resync: Some(active), ..Default::default() });
+        let mut facts = seen(&m);
+        let deletes = |facts: &Observed| -> Vec<u32> {
+            let of = |e: Effect| if let Effect::DeleteBrief { epoch } = e { Some(epoch) } else { None };
+            plan(&m, facts, now()).effects.into_iter().filter_map(of).collect()
+        };
+        facts.resyncs = vec![ResyncFacts { phase: Phase::Cancelled, epoch: None, ..waiting("r") }];
+        assert_eq!(deletes(&facts), Vec::<u32>::new(), "epoch {epoch} was never begun");
+        facts.resyncs = vec![ResyncFacts { phase: Phase::Failed, epoch: Some(epoch), ..waiting("r") }];
+        assert_eq!(deletes(&facts), gone, "live {live}, failed {epoch}");
+    }
+}
+
+#[test]
 fn a_refused_mirror_still_takes_leave_of_a_resync_that_has_ended() {
     let mut m = mirror();
     let active = crate::api::mirror::ActiveResync { name: "r".into(), uid: "r".into(), epoch: 1 };
@@ -176,6 +195,10 @@ fn health_is_progress_not_pods() {
         (said(&lost, "Ready").1, said(&lost, "SlotHealthy").0, said(&lost, "ResyncRequired").0),
         ("SlotLost".into(), "False".into(), "True".into())
     );
+    let failure = crate::report::Failure { reason: "DestinationUnavailable".into(), message: "refused.".into(), permanent: false };
+    facts.report = Some(Report { epoch: 1, stage: Stage::Checking, failure: Some(failure), ..Report::default() });
+    let starting = plan(&m, &facts, now()).status.conditions;
+    assert_eq!(condition::get(&starting, "Ready").unwrap().message, "DestinationUnavailable: refused.");
     facts.report = None;
     assert_eq!(said(&plan(&m, &facts, now()), "Ready").0, "Unknown");
 }

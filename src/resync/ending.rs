@@ -96,6 +96,11 @@ impl Pass<'_> {
 
     fn cleanup(&self, status: &mut MirrorResyncStatus, effects: &mut Vec<Effect>) -> Cleanup {
         match &self.seen.cleanup_job {
+            // Without its pod's word nobody knows whether it found the tables swapped.
+            Some(job) if job.completed && job.report.is_none() => {
+                effects.push(Effect::DeleteCleanupJob);
+                return Cleanup::Going;
+            }
             Some(job) if job.completed => return Cleanup::Done,
             Some(JobFacts { failed: Some(why), report, .. }) => {
                 return Cleanup::GivenUp(report.as_ref().and_then(|r| r.failure.as_ref()).map_or(why.clone(), |f| f.message.clone()));

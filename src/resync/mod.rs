@@ -125,6 +125,8 @@ pub enum Effect {
     },
     /// Removes the snapshot and swap Jobs with their pods.
     DeleteJobs,
+    /// Removes an ended cleanup Job, so that another can start.
+    DeleteCleanupJob,
     /// An Event.
     Say(Notice),
 }

@@ -19,6 +19,9 @@ use crate::{
 /// How long after the snapshot Job's end the pipeline may take to see that everything is loaded.
 const GRACE: SignedDuration = SignedDuration::from_secs(10);
 
+/// How long a new resync may wait for its Mirror without saying so; creation times are whole seconds.
+const YOUTH: SignedDuration = SignedDuration::from_secs(3);
+
 /// What a reconcile of one MirrorResync does next. Computed from facts alone, so that every crash point can be tested as a table.
 pub fn plan(resync: &MirrorResync, seen: &Observed, now: Timestamp) -> Plan {
     let pass = Pass { resync, seen, now };
@@ -102,11 +105,17 @@ impl Pass<'_> {
                 self.says(&mut status, "Waiting", &format!("Waiting for MirrorResync {} to end.", other.name));
                 Plan { effects: vec![], status, next_look: Some(LATER) }
             }
+            // Usually it is taken up at once, and that costs no write.
+            None if self.young() => Plan { effects: vec![], status: self.resync.status.clone().unwrap_or_default(), next_look: Some(SOON) },
             None => {
                 self.says(&mut status, "Waiting", &format!("Waiting for Mirror {name} to take this resync up."));
                 Plan { effects: vec![], status, next_look: Some(LATER) }
             }
         }
+    }
+
+    fn young(&self) -> bool {
+        self.resync.metadata.creation_timestamp.as_ref().is_some_and(|t| self.now.duration_since(t.0) < YOUTH)
     }
 
     /// The brief and the image of this resync's workloads, if they are known.

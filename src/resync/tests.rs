@@ -117,6 +117,7 @@ impl World {
                 self.seen.snapshot_job = None;
                 self.seen.swap_job = None;
             }
+            Effect::DeleteCleanupJob => self.seen.cleanup_job = None,
             Effect::DeletePipeline { .. } | Effect::Say(_) => {}
         }
         if !matches!(effect, Effect::Say(_)) {
@@ -239,6 +240,17 @@ fn the_second_resync_waits_and_says_for_whom() {
     assert_eq!(world.phase(), Phase::Pending);
     assert!(world.verdict().2.contains("first"));
     assert_eq!(world.done, ["AddFinalizer"]);
+}
+
+#[test]
+fn a_resync_that_its_mirror_has_not_taken_up_says_so_only_after_a_while() {
+    let mut world = World::new(json!({}));
+    world.seen.mirror.as_mut().unwrap().active = None;
+    world.resync.metadata.creation_timestamp = Some(Time(now()));
+    assert_eq!(world.plan().status, MirrorResyncStatus::default(), "nothing to write");
+    world.resync.metadata.creation_timestamp = Some(Time(Timestamp::from_second(999_990).unwrap()));
+    world.step();
+    assert!(world.verdict().2.contains("take this resync up"));
 }
 
 #[test]

@@ -3,8 +3,11 @@
 use std::{collections::BTreeSet, process::Command, time::Duration};
 
 use axum::http::Request;
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, ResourceExt, api::ListParams};
+use k8s_openapi::api::core::v1::{Pod, ResourceQuota};
+use kube::{
+    Api, ResourceExt,
+    api::{ListParams, PostParams},
+};
 use mirror_operator::api::{Mirror, resync::Phase};
 use serde_json::{Value, json};
 
@@ -87,6 +90,22 @@ async fn a_secret_that_is_missing_is_named_by_peer_and_mirror_and_its_creation_i
     // The kubelet brings a new Secret into a running pod within about a minute and a half.
     world.condition("m", "Ready", "True", Duration::from_secs(300)).await;
     world.equal("t", "id, v").await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_workload_that_a_quota_refuses_is_told_and_made_once_there_is_room() {
+    let world = one_table("quota").await;
+    world.apply(world.mirror("m", &["public.t"], json!({}))).await.unwrap();
+    world.ready("m").await;
+    let quotas = world.api::<ResourceQuota>();
+    let quota = json!({ "metadata": { "name": "no-jobs" }, "spec": { "hard": { "count/jobs.batch": "0" } } });
+    quotas.create(&PostParams::default(), &serde_json::from_value(quota).unwrap()).await.unwrap();
+    world.apply(world.resync("again", "m", json!({}))).await.unwrap();
+    world.says("again", "the API server refuses Job \"again-snapshot\"").await;
+    world.event("again", "WorkloadRefused").await;
+    quotas.delete("no-jobs", &Default::default()).await.unwrap();
+    world.phase("again", Phase::Running).await;
     world.end().await;
 }
 

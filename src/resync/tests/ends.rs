@@ -93,6 +93,16 @@ fn a_cleanup_that_finds_the_tables_swapped_leads_to_the_resyncs_good_end() {
 }
 
 #[test]
+fn a_cleanup_whose_word_was_lost_is_asked_again() {
+    let mut world = World::swapping(json!({}));
+    world.resync.spec.cancel = true;
+    world.swapped = Some(SwapReport::default());
+    world.seen.cleanup_job = Some(JobFacts { completed: true, ..JobFacts::default() });
+    assert_eq!(world.run(), Phase::Running);
+    assert!(world.did("DeleteCleanupJob"));
+}
+
+#[test]
 fn the_swap_jobs_own_word_is_enough_to_be_too_late_for_a_cancel() {
     let mut world = World::swapping(json!({}));
     world.seen.report = None;
