@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 
 pub use stream::{Frame, Received, ReplicationStream, StatusHandle};
 
-use crate::postgres::{ConnectError, Connection, Lsn, ident};
+use crate::postgres::{ConnectError, Connection, Lsn, connect::NO_LATER_TIMEOUTS, ident};
 use link::Link;
 
 /// What went wrong on a replication connection.
@@ -81,7 +81,9 @@ pub struct ReplicationSession {
 impl ReplicationSession {
     /// Connects with `replication=database`.
     pub async fn connect(to: &Connection, application_name: &str) -> Result<Self, WireError> {
-        Ok(Self { link: Link::open(to, application_name).await? })
+        let mut session = Self { link: Link::open(to, application_name).await? };
+        session.simple_query(NO_LATER_TIMEOUTS).await?;
+        Ok(session)
     }
 
     /// The server's major version.

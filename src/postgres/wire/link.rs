@@ -18,7 +18,7 @@ use super::{
 };
 use crate::postgres::{
     ConnectError, Connection,
-    connect::{SESSION_OPTIONS, read_secret},
+    connect::{SESSION_OPTIONS, VALUE_REFUSED, read_secret},
 };
 
 /// Bytes asked of the socket at once. Rows are slices of these buffers and keep them alive.
@@ -245,6 +245,9 @@ pub(super) fn server_error(body: &[u8]) -> WireError {
             b'H' => hint = Some(text),
             _ => {}
         }
+    }
+    if sqlstate.starts_with("22") {
+        (message, hint) = (VALUE_REFUSED.into(), None);
     }
     WireError::Server { sqlstate, message, hint }
 }
