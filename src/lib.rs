@@ -18,5 +18,6 @@ pub mod snapshot;
 pub mod source;
 pub mod stream;
 pub mod table;
+pub mod termination;
 pub mod trouble;
 pub mod workload;

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use mirror_operator::{
     api, brief, check, controller, finish, generate, pipeline,
     report::{EXIT_PERMANENT, Failure, JobReport, SwapReport},
-    snapshot,
+    snapshot, termination,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -182,7 +182,7 @@ fn data_pod(told: &Brief, threads: usize, work: impl AsyncFnOnce(brief::Brief) -
     if let Some(failure) = &failure {
         tracing::error!(reason = failure.reason, permanent = failure.permanent, "{}", failure.message);
     }
-    leave(&told.result, &JobReport { failure: failure.clone(), swapped });
+    leave(&told.result, JobReport { failure: failure.clone(), swapped });
     match failure {
         None => ExitCode::SUCCESS,
         Some(Failure { permanent: true, .. }) => ExitCode::from(EXIT_PERMANENT),
@@ -197,10 +197,9 @@ fn read_brief(path: &Path) -> Result<brief::Brief, Failure> {
     serde_json::from_str(&text).map_err(|e| unreadable(e.to_string()))
 }
 
-/// Leaves the result for the operator. The kubelet keeps 4,096 bytes of it (Kubernetes docs, "Customizing the termination message").
-fn leave(path: &Path, result: &impl serde::Serialize) {
-    let text = serde_json::to_string(result).unwrap_or_default();
-    if let Err(error) = std::fs::write(path, text) {
+/// Leaves the result for the operator.
+fn leave(path: &Path, result: impl termination::Result) {
+    if let Err(error) = std::fs::write(path, termination::message(result)) {
         tracing::warn!(%error, "the result could not be left");
     }
 }
@@ -223,7 +222,7 @@ fn check_peer(peer: &str, roles: &[Role], result: &Path) -> ExitCode {
     match runtime(1).map(|r| r.block_on(check::run(&connection, &roles))) {
         Ok(report) => {
             tracing::info!(problems = report.problems.len(), version = report.server_version, "checked");
-            leave(result, &report);
+            leave(result, report);
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -136,17 +136,16 @@ pub async fn connect_watched(
     });
     let tls = MakeRustlsConnect::new(tls_config(to)?);
     let limit = Duration::from_millis(to.connect_timeout_millis);
+    let refused = |source: tokio_postgres::Error| ConnectError::Refused {
+        peer: to.peer.clone(),
+        host: to.host.clone(),
+        port: to.port,
+        cause: words(&source),
+        source,
+    };
     let (client, driver) = match tokio::time::timeout(limit, config.connect(tls)).await {
         Ok(Ok(pair)) => pair,
-        Ok(Err(source)) => {
-            return Err(ConnectError::Refused {
-                peer: to.peer.clone(),
-                host: to.host.clone(),
-                port: to.port,
-                cause: words(&source),
-                source,
-            });
-        }
+        Ok(Err(source)) => return Err(refused(source)),
         Err(_) => {
             return Err(ConnectError::Timeout { peer: to.peer.clone(), host: to.host.clone(), port: to.port, seconds: limit.as_secs() });
         }
@@ -156,17 +155,27 @@ pub async fn connect_watched(
             tracing::debug!(error = %words(&error), "connection ended");
         }
     });
+    client.simple_query(NO_LATER_TIMEOUTS).await.map_err(refused)?;
     Ok((client, end))
 }
 
-/// Settings of every session, given at startup so that they cost no round trip.
-pub const SESSION_OPTIONS: &str = "-c statement_timeout=0 -c synchronous_commit=on -c idle_in_transaction_session_timeout=0 -c lock_timeout=0 -c timezone=UTC \
-     -c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 -c bytea_output=hex -c search_path=";
+/// Settings since versions 14 and 17; an older server would refuse them at startup, before it can be told to be too old.
+pub const NO_LATER_TIMEOUTS: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM (VALUES ('idle_session_timeout'), ('transaction_timeout')) s (name) \
+     WHERE pg_catalog.current_setting(name, true) <> '0'";
 
-/// A database error in one line: message, detail-free (a detail may hold a row's values), with its SQLSTATE and hint.
+/// Settings of every session, given at startup so that they cost no round trip. Row security must fail rather than hide rows.
+pub const SESSION_OPTIONS: &str = "-c statement_timeout=0 -c synchronous_commit=on -c idle_in_transaction_session_timeout=0 \
+     -c lock_timeout=0 -c row_security=off -c timezone=UTC -c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 -c bytea_output=hex -c search_path=";
+
+/// The message of class 22 (data exceptions) quotes the value.
+pub const VALUE_REFUSED: &str = "a value cannot be processed";
+
+/// A database error in one line: message, detail-free (a detail may hold a row's values), with its SQLSTATE and hint. Where the message itself quotes a
+/// value, only the SQLSTATE is told.
 pub fn words(error: &tokio_postgres::Error) -> String {
     use std::error::Error as _;
     match error.as_db_error() {
+        Some(db) if db.code().code().starts_with("22") => format!("{VALUE_REFUSED} (SQLSTATE {})", db.code().code()),
         Some(db) => match db.hint() {
             Some(hint) => format!("{} (SQLSTATE {}). {hint}", db.message(), db.code().code()),
             None => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
@@ -176,6 +185,14 @@ pub fn words(error: &tokio_postgres::Error) -> String {
             None => error.to_string(),
         },
     }
+}
+
+/// The column that a COPY was at, by the first line of an error's context: `COPY t, line 7, column c: "value"`. Only what stands before the value is ever
+/// looked at, so a value that looks like such a line tells nothing.
+pub fn copied_column(context: &str) -> Option<&str> {
+    let (_, rest) = context.lines().next()?.strip_prefix("COPY ")?.split_once(", line ")?;
+    let rest = rest.trim_start_matches(|c: char| c.is_ascii_digit()).strip_prefix(", column ")?;
+    rest.split_once(": ").map(|(name, _)| name)
 }
 
 /// Reads a mounted secret; a trailing newline, which editors add, is not part of it.
@@ -279,5 +296,26 @@ impl ServerCertVerifier for Trust {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copys_column_is_told_and_never_its_value() {
+        assert_eq!(copied_column("COPY t, line 7, column c1: \"secret\"\nmore"), Some("c1"));
+        assert_eq!(copied_column("COPY t, line 7, column c1: null input"), Some("c1"));
+        assert_eq!(copied_column("COPY t, line 7, column c1: \"x, column secret: \""), Some("c1"));
+        for none in [
+            "COPY t, line 7: \"1, column secret: 2\"",
+            "COPY t, line 7: \"x, line 8, column secret: 2\"",
+            "SQL function \"f\" with ', line 1, column secret: '",
+            "COPY t, line 7",
+            "",
+        ] {
+            assert_eq!(copied_column(none), None, "{none}");
+        }
     }
 }

@@ -118,6 +118,7 @@ fn table_facts(row: &Row) -> TableFacts {
         schema_usable: row.get("schema_usable"),
         readable: row.get("readable"),
         ancestors: row.get("ancestors"),
+        deferrable_key: row.get("deferrable_key"),
         primary_key: row.get::<_, Option<_>>("primary_key").unwrap_or_default(),
         identity_index: row.get::<_, Option<_>>("identity_index").unwrap_or_default(),
         columns: Vec::new(),
@@ -156,6 +157,7 @@ fn leaf_facts(row: &Row) -> LeafFacts {
         persistence: letter(row, "relpersistence"),
         replica_identity: letter(row, "relreplident"),
         readable: row.get("readable"),
+        row_security: row.get("row_security"),
     }
 }
 
@@ -167,6 +169,7 @@ SELECT w.index, c.oid, c.relkind, c.relpersistence, c.relreplident,
        has_schema_privilege(n.oid, 'USAGE') AS schema_usable,
        has_table_privilege(c.oid, 'SELECT') AS readable,
        ARRAY(SELECT a.relid::oid FROM pg_partition_ancestors(c.oid) a WHERE a.relid <> c.oid) AS ancestors,
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate) AS deferrable_key,
        (SELECT (string_to_array(i.indkey::text, ' ')::int2[])[1:i.indnkeyatts] FROM pg_index i
          WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid) AS primary_key,
        (SELECT (string_to_array(i.indkey::text, ' ')::int2[])[1:i.indnkeyatts] FROM pg_index i
@@ -203,7 +206,7 @@ SELECT a.attrelid, a.attnum, a.attname, a.attnotnull, a.atttypid, format_type(a.
 
 const LEAVES: &str = r#"
 SELECT root.oid AS root, n.nspname::text AS schema, c.relname::text AS name, c.relkind, c.relpersistence, c.relreplident,
-       has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS readable
+       has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS readable, row_security_active(c.oid) AS row_security
   FROM unnest($1::oid[]) AS root (oid)
  CROSS JOIN LATERAL pg_partition_tree(root.oid) p
   JOIN pg_class c ON c.oid = p.relid

@@ -35,6 +35,8 @@ pub struct TableFacts {
     pub readable: bool,
     /// Tables that it is a partition of, at any distance.
     pub ancestors: Vec<u32>,
+    /// Whether it has a primary key that may be checked at a transaction's end only: no replica identity.
+    pub deferrable_key: bool,
     /// Attribute numbers of the primary key, in its order; empty without one that is checked at once.
     pub primary_key: Vec<i16>,
     /// Attribute numbers of the REPLICA IDENTITY index.
@@ -79,6 +81,8 @@ pub struct LeafFacts {
     pub replica_identity: char,
     /// Whether this role may read it, which rights on the partitioned table do not cover.
     pub readable: bool,
+    /// Whether row security would hide rows from this role: the load reads it by its own name.
+    pub row_security: bool,
 }
 
 /// The schema of the brief's table `number`, or everything that is wrong with it.
@@ -167,8 +171,10 @@ fn refuse_rights(brief: &Brief, name: &TableName, facts: &TableFacts, problems: 
     for (table, _) in tables.filter(|(_, readable)| !readable) {
         need(format!("read {table}"), format!("GRANT SELECT ON {} TO {role}", sql(table)));
     }
-    if facts.row_security {
-        need(format!("see every row of {name}, which has row security"), format!("ALTER ROLE {role} BYPASSRLS"));
+    let tables = std::iter::once((name, facts.row_security)).chain(facts.leaves.iter().map(|l| (&l.name, l.row_security)));
+    for (table, _) in tables.filter(|(_, hidden)| *hidden) {
+        let cure = format!("ALTER ROLE {role} BYPASSRLS, or, as its owner, ALTER TABLE {} NO FORCE ROW LEVEL SECURITY", sql(table));
+        need(format!("see every row of {table}, which has row security"), cure);
     }
 }
 
@@ -252,6 +258,15 @@ fn identity(name: &TableName, facts: &TableFacts, kept: &[&ColumnFacts], problem
     }
     if !holders.is_empty() && holders.iter().all(|(_, identity)| *identity == 'f') {
         return Some(Identity::FullRow);
+    }
+    if facts.deferrable_key {
+        let message = format!(
+            "the primary key of {name} is DEFERRABLE, so updates and deletes do not say which row they mean: make it anew without that \
+             (ALTER TABLE {0} DROP CONSTRAINT …, ADD PRIMARY KEY (…)), or else ALTER TABLE {0} REPLICA IDENTITY FULL",
+            sql(name)
+        );
+        problems.push(failure("NoPrimaryKey", message));
+        return None;
     }
     let without = holders.iter().find(|(_, identity)| *identity != 'f').map_or(name, |(table, _)| table);
     let message = format!(

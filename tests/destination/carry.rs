@@ -131,3 +131,18 @@ async fn a_deleted_row_that_clashes_with_a_new_one_in_a_unique_index_is_left_out
     assert_eq!((report.carried_deleted, report.carried_missing), (1, 1));
     assert!(report.note.unwrap().starts_with("1 rows were not carried"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_without_a_value_in_the_new_key_are_left_out_and_counted() {
+    let place = OnPostgres::new().await;
+    let rows = &["1\tone\t\\N", "2\ttwo\tb", "3\tthree\t\\N", "4\tfour\td"];
+    whole(&*open(&place.brief(1)).await, &[(people(&["id bigint!", "name text", "code text"]), rows)]).await;
+    let at = open(&place.brief(2)).await;
+    // The key is the code now; 4 is gone at the source.
+    whole(&*at, &[(people(&["code text!", "id bigint!", "name text"]), &["a\t1\tone", "b\t2\ttwo", "c\t3\tthree"])]).await;
+    let expected = ["a|1|f", "b|2|f", "c|3|f", "d|4|t"];
+    assert_eq!(place.rows("SELECT code, id, \"_PEERDB_IS_DELETED\" FROM public.people ORDER BY 1").await, expected);
+    let report = only_report(&*at).await;
+    assert_eq!((report.carried_deleted, report.carried_missing), (0, 1));
+    assert!(report.note.as_ref().is_some_and(|n| n.contains("2 rows were not carried") && n.contains("\"code\"")), "{report:?}");
+}

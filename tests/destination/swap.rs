@@ -235,6 +235,84 @@ async fn what_cannot_follow_is_named_before_anything_is_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_names_a_column_that_is_gone_and_what_cannot_be_carried_past_is_named_before_anything_is_changed() {
+    let place = first_epoch().await;
+    place
+        .run(
+            "CREATE FUNCTION public.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+              CREATE TRIGGER watching BEFORE UPDATE OF version ON public.a FOR EACH ROW EXECUTE FUNCTION public.f();
+              CREATE TRIGGER harmless BEFORE UPDATE OF id ON public.a FOR EACH ROW EXECUTE FUNCTION public.f();
+              CREATE POLICY hiding ON public.a USING (version <> ''); CREATE POLICY open ON public.a USING (id > 0);
+              ALTER TABLE public.b ADD CONSTRAINT later UNIQUE (version) DEFERRABLE",
+        )
+        .await;
+    let version: i32 = place.rows("SHOW server_version_num").await[0].parse().unwrap();
+    if version >= 150_000 {
+        place.run("CREATE PUBLICATION narrow FOR TABLE public.a (id, version)").await;
+    }
+    let found = open(&place.brief(2)).await.preflight(&[table(0, "a", &["id bigint!"]), b()]).await.unwrap();
+    let mut all: Vec<&str> = found.iter().map(|f| f.message.as_str()).collect();
+    all.sort_unstable();
+    let mut words =
+        vec!["policy hiding on table public.a, which uses column version", "trigger watching on table public.a, which uses column version"];
+    if version >= 150_000 {
+        words.insert(1, "publication of table public.a in publication narrow, which uses column version");
+    }
+    words.push("its deferrable constraint later");
+    assert_eq!(all.len(), words.len(), "{all:?}");
+    for (message, words) in all.iter().zip(words) {
+        assert!(message.contains(words) && message.contains("Drop it before the resync"), "{words}: {message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_security_that_hides_rows_from_the_role_is_told_with_its_cure() {
+    let place = first_epoch().await;
+    let role = format!("mo_test_hidden_{}", place.to.database.replace("mo_test_", ""));
+    place
+        .run(&format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT ALL ON DATABASE \"{}\" TO {role}; GRANT ALL ON SCHEMA public, _mirror_operator TO {role};
+             GRANT ALL ON ALL TABLES IN SCHEMA public, _mirror_operator TO {role}; ALTER TABLE public.a OWNER TO {role}; ALTER TABLE public.b OWNER TO {role};
+             ALTER TABLE public.a ENABLE ROW LEVEL SECURITY; ALTER TABLE public.a FORCE ROW LEVEL SECURITY",
+            place.to.database
+        ))
+        .await;
+    let mut brief = place.brief(2);
+    let mut to = place.to.clone();
+    (to.user, to.password) = (role.clone(), Some(crate::support::secret("x")));
+    brief.destination = mirror_operator::brief::DestinationPeer::Postgres(to);
+    let found = open(&brief).await.preflight(&[a(), b()]).await.unwrap();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].message.contains("public.a") && found[0].message.contains("NO FORCE ROW LEVEL SECURITY"), "{found:?}");
+    place.run("ALTER TABLE public.a NO FORCE ROW LEVEL SECURITY").await;
+    assert_eq!(open(&brief).await.preflight(&[a(), b()]).await.unwrap(), vec![]);
+    place
+        .run(&format!(
+            "ALTER TABLE public.a OWNER TO CURRENT_USER; ALTER TABLE public.b OWNER TO CURRENT_USER; DROP OWNED BY {role}; DROP ROLE {role}"
+        ))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_that_is_made_again_keeps_its_triggers_and_rules() {
+    let place = first_epoch().await;
+    place
+        .run("CREATE VIEW public.v AS SELECT id, version FROM public.a;
+              CREATE FUNCTION public.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+              CREATE TRIGGER instead INSTEAD OF INSERT ON public.v FOR EACH ROW EXECUTE FUNCTION public.f();
+              CREATE RULE silent AS ON DELETE TO public.v DO INSTEAD NOTHING; CREATE RULE later AS ON UPDATE TO public.v DO INSTEAD NOTHING")
+        .await;
+    let looks = "SELECT (SELECT string_agg(pg_get_triggerdef(oid), ';') FROM pg_trigger WHERE tgrelid = 'public.v'::regclass),
+                        (SELECT string_agg(pg_get_ruledef(oid), ';' ORDER BY rulename) FROM pg_rewrite WHERE ev_class = 'public.v'::regclass AND rulename <> '_RETURN')";
+    let before = place.rows(looks).await;
+    let at = open(&place.brief(2)).await;
+    whole(&*at, &[(table(0, "a", &["id bigint!", "version integer"]), &["1\t2"]), (b(), &["1\t2"])]).await;
+    assert_eq!(place.rows("SELECT version + 1 FROM public.v WHERE id = 1").await, ["3"]);
+    assert_eq!(place.rows(looks).await, before);
+    at.drop_retired().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn somebody_elses_tables_are_refused() {
     let place = OnPostgres::new().await;
     place.run("CREATE TABLE public.a_resync (x int); CREATE TABLE public.b (x int); INSERT INTO public.b VALUES (1); CREATE VIEW public.c AS SELECT 1").await;
@@ -324,4 +402,26 @@ async fn generated_columns_are_computed_and_a_role_without_rights_is_told_the_cu
     }
     drop(at);
     fresh.run(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_table_that_is_still_read_keeps_nobody_waiting() {
+    let place = first_epoch().await;
+    resync(&place, 2).await;
+    let reader = place.client().await;
+    reader.batch_execute("BEGIN; SELECT * FROM public.a_old").await.unwrap();
+    let at = open(&place.brief(2)).await;
+    let dropping = tokio::spawn(async move { at.drop_retired().await });
+    let asked = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = to_regclass('public.a_old'))";
+    crate::support::until("the drop has asked for its lock", async || place.rows(asked).await == ["t"]).await;
+    // The fence, which whoever applies changes passes with every batch, is free again soon.
+    let fence = format!(
+        "SET lock_timeout = '2s'; BEGIN; SELECT pg_advisory_xact_lock_shared(hashtextextended('mirror-operator fence {}', 0)); COMMIT",
+        place.brief(2).mirror_uid
+    );
+    place.run(&fence).await;
+    assert!(!dropping.is_finished());
+    reader.batch_execute("COMMIT").await.unwrap();
+    dropping.await.unwrap().unwrap();
+    assert_eq!(place.rows("SELECT to_regclass('public.a_old') IS NULL").await, ["t"]);
 }

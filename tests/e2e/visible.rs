@@ -95,7 +95,7 @@ async fn a_secret_that_is_missing_is_named_by_peer_and_mirror_and_its_creation_i
 
 #[tokio::test]
 async fn a_workload_that_a_quota_refuses_is_told_and_made_once_there_is_room() {
-    let world = one_table("quota").await;
+    let world = one_table(World::new("quota").await).await;
     world.apply(world.mirror("m", &["public.t"], json!({}))).await.unwrap();
     world.ready("m").await;
     let quotas = world.api::<ResourceQuota>();

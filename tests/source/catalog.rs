@@ -119,6 +119,7 @@ async fn what_cannot_be_mirrored_is_refused_with_the_cure() {
         ("public.missing", "TableMissing", "no table public.missing"),
         ("none.missing", "TableMissing", "no table none.missing"),
         ("public.keyless", "NoPrimaryKey", r#"ALTER TABLE "public"."keyless" ADD PRIMARY KEY"#),
+        ("public.deferred", "NoPrimaryKey", r#"is DEFERRABLE, so updates and deletes do not say which row they mean: make it anew"#),
         ("public.deferred", "NoPrimaryKey", "REPLICA IDENTITY FULL"),
         ("public.nothing", "NoReplicaIdentity", r#"ALTER TABLE "public"."nothing" REPLICA IDENTITY DEFAULT"#),
         ("public.fleeting", "UnsupportedTable", "SET LOGGED"),

@@ -3,9 +3,9 @@
 use mirror_operator::{
     api::peer::TlsMode,
     postgres::{
-        Connection, connect,
+        Connection, Lsn, connect,
         connect::SecretFile,
-        wire::{ReplicationSession, WireError},
+        wire::{Frame, ReplicationSession, WireError},
     },
 };
 
@@ -75,4 +75,59 @@ async fn the_exported_snapshot_holds_what_was_there() {
         other => panic!("{other:?}"),
     }
     assert_eq!(session.simple_query("SELECT 1").await.unwrap().len(), 1, "the session goes on after an error");
+}
+
+#[tokio::test]
+async fn a_slow_reader_holds_a_few_large_rows_and_not_all_of_them() {
+    let to = database(SOURCE, "stream_wire_bound").await;
+    let client = connect(&to, "test").await.unwrap();
+    client
+        .batch_execute("CREATE TABLE public.t (id int PRIMARY KEY, v text); ALTER TABLE public.t ALTER v SET STORAGE EXTERNAL; CREATE PUBLICATION p FOR TABLE public.t")
+        .await
+        .unwrap();
+    let session = ReplicationSession::connect(&to, "test").await.unwrap();
+    client.batch_execute("SELECT pg_create_logical_replication_slot('stream_wire_bound', 'pgoutput')").await.unwrap();
+    let start: Lsn = value(&client, "SELECT pg_current_wal_lsn()::text").await.parse().unwrap();
+    for id in 0..40 {
+        client.batch_execute(&format!("INSERT INTO public.t VALUES ({id}, repeat('x', 4000000))")).await.unwrap();
+    }
+    let end: Lsn = value(&client, "SELECT pg_current_wal_lsn()::text").await.parse().unwrap();
+    let mut stream = session.start("stream_wire_bound", Lsn(0), "p").await.unwrap();
+    let mut frames = stream.next().await.unwrap();
+    // Until the server can send no more.
+    let sent = "SELECT coalesce(max(sent_lsn), '0/0')::text FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid WHERE slot_name = 'stream_wire_bound'";
+    let (mut last, mut same) = (String::new(), 0);
+    while same < 20 {
+        let now = value(&client, sent).await;
+        same = if now == last && now != "0/0" { same + 1 } else { 0 };
+        last = now;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let ahead = last.parse::<Lsn>().unwrap().0.saturating_sub(start.0);
+    assert!(ahead < 60_000_000, "{ahead} bytes of {} were taken in", end.0 - start.0);
+    // And all of it comes once it is asked for.
+    let mut bytes = 0;
+    while bytes < 160_000_000 {
+        bytes += frames.iter().map(|f| if let Frame::Data(data) = f { data.len() } else { 0 }).sum::<usize>();
+        frames = stream.next().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn no_timeout_of_the_role_ends_a_session_of_ours_whatever_the_version() {
+    let admin = connect(&with_tls(TlsMode::Prefer), "test").await.unwrap();
+    let known = "SELECT string_agg(format('ALTER ROLE stream_hasty SET %I = %L', name, '7s'), '; ') FROM pg_settings WHERE name IN ('statement_timeout', 'lock_timeout',
+                 'idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout')";
+    let settings = value(&admin, known).await;
+    admin
+        .batch_execute(&format!("DROP ROLE IF EXISTS stream_hasty; CREATE ROLE stream_hasty LOGIN REPLICATION PASSWORD 'x'; {settings}"))
+        .await
+        .unwrap();
+    let to = Connection { user: "stream_hasty".into(), password: Some(secret("x")), ..with_tls(TlsMode::Prefer) };
+    let left = "SELECT coalesce(string_agg(name, ', '), 'none') FROM pg_settings WHERE name LIKE '%\\_timeout' AND setting = '7000'";
+    assert_eq!(value(&connect(&to, "test").await.unwrap(), left).await, "none");
+    let mut session = ReplicationSession::connect(&to, "test").await.unwrap();
+    assert_eq!(session.simple_query(left).await.unwrap(), [[Some("none".to_string())]]);
+    drop(session);
+    admin.batch_execute("DROP ROLE stream_hasty").await.unwrap();
 }

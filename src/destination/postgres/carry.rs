@@ -196,6 +196,7 @@ async fn cast(tx: &Transaction<'_>, before: &Attribute, new_type: &str) -> Resul
 
 async fn run(tx: &Transaction<'_>, brief: &Brief, entry: &Entry, plan: &Plan, doing: &str) -> Result<Carried, Error> {
     set_aside(tx, brief, entry, plan, doing).await?;
+    let keyless = without_key(tx, plan, doing).await?;
     let nulls: String = plan
         .wanting
         .iter()
@@ -203,7 +204,7 @@ async fn run(tx: &Transaction<'_>, brief: &Brief, entry: &Entry, plan: &Plan, do
         .collect();
     let sql = format!("SELECT count(*) FILTER (WHERE flagged), count(*) FILTER (WHERE NOT flagged){nulls} FROM {}", plan.aside);
     let row = tx.query_one(&sql, &[]).await.at(doing)?;
-    let mut carried = Carried { deleted: row.get(0), missing: row.get(1), notes: Vec::new() };
+    let mut carried = Carried { deleted: row.get(0), missing: row.get(1), notes: keyless.into_iter().collect() };
     let total = carried.deleted + carried.missing;
     if total > 0 {
         for (i, (name, _)) in plan.wanting.iter().enumerate().filter(|(i, _)| row.get(i + 2)) {
@@ -221,6 +222,16 @@ async fn run(tx: &Transaction<'_>, brief: &Brief, entry: &Entry, plan: &Plan, do
     }
     tx.batch_execute(&format!("DROP TABLE {}, {}", plan.keys, plan.aside)).await.at(doing)?;
     Ok(carried)
+}
+
+/// Rows that have NULL in a column of the key, which was not one before: nobody can say whether the source has them.
+async fn without_key(tx: &Transaction<'_>, plan: &Plan, doing: &str) -> Result<Option<String>, Error> {
+    let key = || plan.columns.iter().enumerate().filter(|(_, c)| c.key);
+    let unknown: Vec<String> = key().map(|(i, _)| format!("k{i} IS NULL")).collect();
+    let sql = format!("SELECT count(*) FROM {} WHERE {}", plan.keys, unknown.join(" OR "));
+    let rows: i64 = tx.query_one(&sql, &[]).await.at(doing)?.get(0);
+    let names: Vec<String> = key().map(|(_, c)| format!("{:?}", c.name)).collect();
+    Ok((rows > 0).then(|| format!("{rows} rows were not carried: they have NULL in the new key ({})", names.join(", "))))
 }
 
 /// Finds what is to be carried. Hashing in parallel takes shared memory, of which containers often have 64 MB only: without it, it takes longer.

@@ -27,6 +27,15 @@ const OBSTACLES: &str = "
     WHERE d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = $1 AND r.ev_class <> $1
       AND a.attnum > 0 AND a.attname <> ALL ($2::text[])
   UNION ALL
+    SELECT DISTINCT format('%s, which uses column %I that the new table does not have', pg_describe_object(d.classid, d.objid, 0), a.attname)
+    FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+    WHERE d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = $1 AND a.attnum > 0 AND a.attname <> ALL ($2::text[])
+      AND (d.classid IN ('pg_catalog.pg_trigger'::regclass, 'pg_catalog.pg_publication_rel'::regclass)
+           OR d.classid = 'pg_catalog.pg_policy'::regclass AND d.objid IN (SELECT oid FROM pg_catalog.pg_policy WHERE polrelid = $1))
+  UNION ALL
+    SELECT format('its deferrable constraint %I, which rows cannot be carried past', conname) FROM pg_catalog.pg_constraint
+    WHERE conrelid = $1 AND condeferrable AND contype IN ('u', 'x')
+  UNION ALL
     SELECT DISTINCT format('function %s', p.oid::regprocedure) FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_proc p ON p.oid = d.objid
     WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND (d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = $1
           OR d.refclassid = 'pg_catalog.pg_type'::regclass AND d.refobjid IN (SELECT oid FROM row_types))
@@ -90,6 +99,8 @@ pub(super) async fn views(tx: &Transaction<'_>, old: &[u32], new: &[u32]) -> Res
             dropped.push(name.clone());
             made.push(format!("CREATE VIEW {name}{options} AS {definition}"));
             made.extend(dress::before(tx, oid, &name, oid, "VIEW").await?);
+            made.extend(dress::after(tx, oid, &name, oid, &name).await?);
+            made.extend(rules(tx, oid).await?);
         } else {
             made.push(format!("CREATE OR REPLACE VIEW {name}{options} AS {definition}"));
         }
@@ -100,4 +111,11 @@ pub(super) async fn views(tx: &Transaction<'_>, old: &[u32], new: &[u32]) -> Res
         views.before.push(format!("DROP VIEW {}", dropped.join(", ")));
     }
     Ok(views)
+}
+
+/// The statements that make a view's rules again, besides the one that makes it a view.
+async fn rules(tx: &Transaction<'_>, view: u32) -> Result<Vec<String>, Error> {
+    let sql =
+        "SELECT rtrim(pg_get_ruledef(oid), ';') FROM pg_catalog.pg_rewrite WHERE ev_class = $1 AND rulename <> '_RETURN' ORDER BY rulename";
+    Ok(tx.query(sql, &[&view]).await.at("reading rules")?.iter().map(|r| r.get(0)).collect())
 }

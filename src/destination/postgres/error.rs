@@ -4,7 +4,10 @@ use tokio_postgres::error::DbError;
 
 use crate::{
     destination::Error,
-    postgres::{ConnectError, connect::words},
+    postgres::{
+        ConnectError,
+        connect::{copied_column, words},
+    },
     report::Failure,
 };
 
@@ -73,14 +76,8 @@ pub(super) fn meaning(error: &tokio_postgres::Error, doing: &str) -> Error {
     }
 }
 
-/// The column that a COPY was at. The context also holds the value, which must not leave the database.
+/// The column that a statement or a COPY was at.
 fn column_of(db: &DbError) -> String {
-    if let Some(column) = db.column() {
-        return format!(" in column {column:?}");
-    }
-    let named = db.where_().and_then(|at| at.lines().next()).and_then(|line| line.split_once(", column ")).map(|(_, rest)| rest);
-    match named.map(|rest| rest.split_once(": ").map_or(rest, |(name, _)| name)) {
-        Some(name) => format!(" in column {name:?}"),
-        None => String::new(),
-    }
+    let name = db.column().or_else(|| db.where_().and_then(copied_column));
+    name.map(|name| format!(" in column {name:?}")).unwrap_or_default()
 }

@@ -13,7 +13,7 @@ use crate::{
     brief::Brief,
     destination::Error,
     name,
-    postgres::{Connection, ident},
+    postgres::{Connection, ident, qualified},
     report::Failure,
     table::TableSchema,
 };
@@ -209,6 +209,7 @@ async fn replaceable(session: &Session<'_>, at: &Postgres, table: &TableSchema, 
         return Ok(());
     }
     owners(session, &at.to, table, live.oid, found).await?;
+    row_security(session, &at.to, table, live.oid, found).await?;
     let mut columns: Vec<String> = table.columns.iter().map(|c| c.destination.clone()).collect();
     columns.extend([at.brief.soft_delete.column.clone(), at.brief.synced_at_column.clone()]);
     for what in dependents::obstacles(session.client(), live.oid, &columns).await? {
@@ -219,6 +220,23 @@ async fn replaceable(session: &Session<'_>, at: &Postgres, table: &TableSchema, 
                 table.destination
             ),
         ));
+    }
+    Ok(())
+}
+
+/// Rows that are hidden from the role could be neither carried nor changed. A session of ours is refused rather than shown less.
+async fn row_security(
+    session: &Session<'_>,
+    to: &Connection,
+    table: &TableSchema,
+    live: u32,
+    found: &mut Vec<Failure>,
+) -> Result<(), Error> {
+    if session.client().query_one("SELECT row_security_active($1::oid)", &[&live]).await.at("looking at rights")?.get(0) {
+        let (role, name) = (ident(&to.user), qualified(&table.destination.schema, &table.destination.name));
+        let cure = format!("ALTER ROLE {role} BYPASSRLS; or, as its owner, ALTER TABLE {name} NO FORCE ROW LEVEL SECURITY;");
+        let message = format!("row security hides rows of {} from role {role}. Run at the destination: {cure}", table.destination);
+        found.push(failure("PermissionDenied", message));
     }
     Ok(())
 }

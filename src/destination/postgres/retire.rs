@@ -1,5 +1,8 @@
 //! The ends: of the tables that a swap retired, of an epoch that is given up, and of a whole mirror.
 
+use std::time::Duration;
+
+use tokio::time::sleep;
 use tokio_postgres::Transaction;
 
 use super::{
@@ -10,7 +13,7 @@ use super::{
 };
 use crate::{brief::Brief, destination::Error, postgres::qualified};
 
-/// Bound on the wait for one table's users. Nobody reads retired tables or shadows but sessions that opened them before.
+/// Bound on the wait for the users of shadows and of a forgotten mirror's tables. Nobody reads retired tables or shadows but sessions that opened them before.
 const WAIT: &str = "SET LOCAL lock_timeout = '10s'";
 
 /// See [`Destination::drop_retired`](crate::destination::Destination::drop_retired).
@@ -25,15 +28,40 @@ pub(super) async fn drop_retired(at: &Postgres) -> Result<(), Error> {
     Ok(())
 }
 
+/// How long the lock of a retired table is waited for: whoever applies changes waits meanwhile, behind the fence.
+const RETIRED_WAIT: &str = "SET LOCAL lock_timeout = '200ms'";
+/// How often that is tried for one table, and the pause between.
+const RETIRED_TRIES: u32 = 20;
+const RETIRED_PAUSE: Duration = Duration::from_millis(500);
+
 /// Drops what the swaps of this mirror up to `epoch` have retired: one transaction a table.
 pub(super) async fn drop_retired_until(session: &mut Session<'_>, brief: &Brief, epoch: u32) -> Result<(), Error> {
-    while drop_one(session, brief, epoch).await? {}
+    let mut tries = 1;
+    loop {
+        match drop_one(session, brief, epoch).await? {
+            Outcome::Dropped => tries = 1,
+            Outcome::NothingLeft => break,
+            Outcome::InUse(table) if tries >= RETIRED_TRIES => return Err(in_use(&table)),
+            Outcome::InUse(_) => {
+                tries += 1;
+                sleep(RETIRED_PAUSE).await;
+            }
+        }
+    }
     forget_replaced(session, brief, epoch).await
 }
 
-/// Drops one of them, told by oid and name together; false if there is none left. It is chosen alone behind the fence: an earlier call of the same,
+/// What became of one retired table.
+enum Outcome {
+    Dropped,
+    NothingLeft,
+    /// Somebody reads it.
+    InUse(String),
+}
+
+/// Drops one of them, told by oid and name together. It is chosen alone behind the fence: an earlier call of the same,
 /// whose reply was lost, may still be at its commit.
-async fn drop_one(session: &mut Session<'_>, brief: &Brief, epoch: u32) -> Result<bool, Error> {
+async fn drop_one(session: &mut Session<'_>, brief: &Brief, epoch: u32) -> Result<Outcome, Error> {
     let doing = "dropping old tables";
     let tx = session.begin(doing).await?;
     fence_alone(&tx, brief).await?;
@@ -42,14 +70,27 @@ async fn drop_one(session: &mut Session<'_>, brief: &Brief, epoch: u32) -> Resul
                    (SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname = t.destination_schema)
                    AND c.relname = t.retired_name
                WHERE t.mirror = $1::text::uuid AND t.epoch <= $2 AND t.retired IS NOT NULL ORDER BY 1, 2 LIMIT 1";
-    let Some(row) = tx.query_opt(sql, &[&brief.mirror_uid, &(epoch as i32)]).await.at("reading the ledger")? else { return Ok(false) };
+    let Some(row) = tx.query_opt(sql, &[&brief.mirror_uid, &(epoch as i32)]).await.at("reading the ledger")? else {
+        return Ok(Outcome::NothingLeft);
+    };
     if let Some(name) = row.get::<_, Option<&str>>(3) {
-        drop_tables(&tx, &[qualified(row.get(2), name)]).await?;
+        let table = qualified(row.get(2), name);
+        match tx.batch_execute(&format!("{RETIRED_WAIT}; DROP TABLE IF EXISTS {table}")).await {
+            Err(error) if lock_not_granted(&error) => {
+                tx.rollback().await.at(doing)?;
+                return Ok(Outcome::InUse(table));
+            }
+            other => other.at(&format!("dropping {table}"))?,
+        }
     }
     let sql = "UPDATE _mirror_operator.table SET retired = NULL WHERE mirror = $1::text::uuid AND epoch = $2 AND number = $3";
     tx.execute(sql, &[&brief.mirror_uid, &row.get::<_, i32>(0), &row.get::<_, i32>(1)]).await.at("writing the ledger")?;
     commit(tx, doing).await?;
-    Ok(true)
+    Ok(Outcome::Dropped)
+}
+
+fn in_use(tables: &str) -> Error {
+    Error::Transient(format!("{tables} cannot be dropped yet: other sessions still use them. It is tried again"))
 }
 
 /// Epochs before the live one that have neither tables nor retired ones left: their rows go. A table that the Mirror no longer lists still bears its
@@ -134,9 +175,7 @@ async fn drop_tables(tx: &Transaction<'_>, tables: &[String]) -> Result<(), Erro
     }
     let names = tables.join(", ");
     match tx.batch_execute(&format!("{WAIT}; DROP TABLE IF EXISTS {names}")).await {
-        Err(error) if lock_not_granted(&error) => {
-            Err(Error::Transient(format!("{names} cannot be dropped yet: other sessions still use them. It is tried again")))
-        }
+        Err(error) if lock_not_granted(&error) => Err(in_use(&names)),
         Err(error) => Err(meaning(&error, &format!("dropping {names}"))),
         Ok(()) => Ok(()),
     }

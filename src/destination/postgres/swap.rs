@@ -93,7 +93,7 @@ async fn attempt(session: &mut Session<'_>, brief: &Brief, end: Instant, retries
                 in_the_way(&tx, &pairs).await?
             )));
         }
-        tx.batch_execute("ROLLBACK TO locks").await.at(doing)?;
+        give_back(&tx).await?;
         *retries += 1;
         pause().await;
     };
@@ -257,18 +257,36 @@ async fn lock(tx: &Transaction<'_>, views: &[String], pairs: &[Pair]) -> Result<
     sql.extend(live_names(pairs).map(|lives| format!("LOCK TABLE ONLY {lives} IN ACCESS EXCLUSIVE MODE")));
     for statement in sql {
         let left = end.saturating_duration_since(Instant::now()).as_millis().max(1);
-        match tx.batch_execute(&format!("SET LOCAL statement_timeout = {left}; {statement}; SET LOCAL statement_timeout = 0")).await {
-            Ok(()) => {}
-            Err(error) if lock_not_granted(&error) => return Ok(false),
-            Err(error) => return Err(meaning(&error, "locking the tables")),
+        if !in_time(tx, &format!("SET LOCAL statement_timeout = {left}; {statement}")).await? {
+            return Ok(false);
         }
     }
-    Ok(true)
+    // A message of its own: a cancellation that comes just after the lock strikes here, not whatever is done under the locks.
+    in_time(tx, "SET LOCAL statement_timeout = 0").await
 }
+
+/// Runs a statement; false if it was cancelled for taking too long.
+async fn in_time(tx: &Transaction<'_>, sql: &str) -> Result<bool, Error> {
+    match tx.batch_execute(sql).await {
+        Ok(()) => Ok(true),
+        Err(error) if lock_not_granted(&error) => Ok(false),
+        Err(error) => Err(meaning(&error, "locking the tables")),
+    }
+}
+
+/// Lets go of all locks. The patience that the attempt had left holds for this statement too, so it may be cancelled itself, once.
+async fn give_back(tx: &Transaction<'_>) -> Result<(), Error> {
+    if in_time(tx, GIVE_BACK).await? || in_time(tx, GIVE_BACK).await? {
+        return Ok(());
+    }
+    Err(Error::Transient("the locks of the swap could not be given back in time. It is tried again".into()))
+}
+
+const GIVE_BACK: &str = "ROLLBACK TO locks";
 
 /// Sessions that hold locks on the live tables.
 async fn in_the_way(tx: &Transaction<'_>, pairs: &[Pair]) -> Result<String, Error> {
-    tx.batch_execute("ROLLBACK TO locks").await.at("swapping the tables")?;
+    give_back(tx).await?;
     let lives: Vec<u32> = pairs.iter().filter_map(|p| p.live).collect();
     let sql = "SELECT DISTINCT format('pid %s (%s)', l.pid, coalesce(nullif(a.application_name, ''), 'no name')) FROM pg_catalog.pg_locks l
                LEFT JOIN pg_stat_activity a USING (pid) WHERE l.relation = ANY ($1) AND l.granted AND l.pid <> pg_backend_pid()";

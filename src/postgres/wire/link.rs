@@ -18,7 +18,7 @@ use super::{
 };
 use crate::postgres::{
     ConnectError, Connection,
-    connect::{SESSION_OPTIONS, read_secret},
+    connect::{NO_LATER_TIMEOUTS, SESSION_OPTIONS, VALUE_REFUSED, read_secret},
 };
 
 /// Bytes asked of the socket at once. Rows are slices of these buffers and keep them alive.
@@ -82,10 +82,12 @@ impl Link {
             match message.tag {
                 b'S' => link.note_parameter(&message.body),
                 b'E' => return Err(server_error(&message.body)),
-                b'Z' => return Ok(link),
+                b'Z' => break,
                 _ => {}
             }
         }
+        link.query(NO_LATER_TIMEOUTS).await?;
+        Ok(link)
     }
 
     fn note_parameter(&mut self, body: &[u8]) {
@@ -268,6 +270,9 @@ pub(super) fn server_error(body: &[u8]) -> WireError {
             b'H' => hint = Some(text),
             _ => {}
         }
+    }
+    if sqlstate.starts_with("22") {
+        (message, hint) = (VALUE_REFUSED.into(), None);
     }
     WireError::Server { sqlstate, message, hint }
 }

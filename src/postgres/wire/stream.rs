@@ -9,7 +9,11 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use tokio::{sync::mpsc, task::JoinHandle, time::MissedTickBehavior};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinHandle,
+    time::MissedTickBehavior,
+};
 
 use super::{
     WireError,
@@ -17,8 +21,10 @@ use super::{
 };
 use crate::postgres::Lsn;
 
-/// Read-ahead: so many pieces of what one read of the socket brought (128 KiB each, or a message if that is larger).
+/// Read-ahead: so many pieces of what one read of the socket brought.
 const QUEUE: usize = 32;
+/// The same in bytes, with what is being worked on. A piece is 128 KiB, or one message if that is larger; one that is larger than this passes alone.
+const QUEUE_BYTES: usize = 8 << 20;
 /// A server gives up on a client that says nothing for `wal_sender_timeout` (60 s); asking for an answer each time also tells where an idle source is.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// 2000-01-01, where PostgreSQL's clock begins, in seconds of Unix time.
@@ -41,9 +47,13 @@ pub enum Frame {
 /// Frames that came together, in order.
 pub type Received = Result<Vec<Frame>, WireError>;
 
+/// Frames that came together, and the room that they take until the next are asked for.
+type Piece = Result<(Vec<Frame>, OwnedSemaphorePermit), WireError>;
+
 /// A running stream. Dropping it ends the connection.
 pub struct ReplicationStream {
-    frames: mpsc::Receiver<Received>,
+    frames: mpsc::Receiver<Piece>,
+    at_work: Option<OwnedSemaphorePermit>,
     status: StatusHandle,
     task: JoinHandle<()>,
 }
@@ -65,9 +75,10 @@ impl ReplicationStream {
     pub(super) fn spawn(link: Link, from: Lsn) -> Self {
         let flushed = Arc::new(AtomicU64::new(from.0));
         let (sender, frames) = mpsc::channel(QUEUE);
-        let reader = Reader { link, flushed: flushed.clone(), received: from.0, ended: None };
+        let room = Arc::new(Semaphore::new(QUEUE_BYTES));
+        let reader = Reader { link, room, flushed: flushed.clone(), received: from.0, ended: None };
         let task = tokio::spawn(reader.run(sender));
-        Self { frames, status: StatusHandle { flushed }, task }
+        Self { frames, at_work: None, status: StatusHandle { flushed }, task }
     }
 
     /// A handle to report durable positions.
@@ -77,7 +88,10 @@ impl ReplicationStream {
 
     /// What came next. Can be dropped at any moment without loss. After an error there is nothing more.
     pub async fn next(&mut self) -> Received {
-        self.frames.recv().await.unwrap_or_else(|| Err(WireError::Protocol("the stream has ended".into())))
+        self.at_work = None;
+        let (frames, room) = self.frames.recv().await.unwrap_or_else(|| Err(WireError::Protocol("the stream has ended".into())))?;
+        self.at_work = Some(room);
+        Ok(frames)
     }
 }
 
@@ -89,24 +103,47 @@ impl Drop for ReplicationStream {
 
 struct Reader {
     link: Link,
+    room: Arc<Semaphore>,
     flushed: Arc<AtomicU64>,
     /// End of what was received, for the status' "written".
     received: u64,
     ended: Option<WireError>,
 }
 
+/// What one read of the socket has completed.
+struct Buffered {
+    frames: Vec<Frame>,
+    bytes: usize,
+    /// Whether the server wants an answer.
+    asked: bool,
+}
+
+/// Waits for a place in the queue and for room for so many bytes; `None` if nobody listens any more. Can be dropped at any moment.
+async fn place<'a>(
+    queue: &'a mpsc::Sender<Piece>,
+    room: &Arc<Semaphore>,
+    bytes: usize,
+) -> Option<(mpsc::Permit<'a, Piece>, OwnedSemaphorePermit)> {
+    let place = queue.reserve().await.ok()?;
+    let bytes = u32::try_from(bytes.min(QUEUE_BYTES)).ok()?;
+    tokio::select! {
+        room = room.clone().acquire_many_owned(bytes) => room.ok().map(|room| (place, room)),
+        () = queue.closed() => None,
+    }
+}
+
 impl Reader {
-    async fn run(mut self, queue: mpsc::Sender<Received>) {
+    async fn run(mut self, queue: mpsc::Sender<Piece>) {
         if let Err(error) = self.forward(&queue).await {
             // Nobody listens any more if this fails.
             let _ = queue.send(Err(error)).await;
         }
     }
 
-    async fn forward(&mut self, queue: &mpsc::Sender<Received>) -> Result<(), WireError> {
+    async fn forward(&mut self, queue: &mpsc::Sender<Piece>) -> Result<(), WireError> {
         let mut tick = tokio::time::interval(STATUS_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut ready: Option<Vec<Frame>> = None;
+        let mut ready: Option<Buffered> = None;
         let mut reported = 0;
         loop {
             tokio::select! {
@@ -114,17 +151,17 @@ impl Reader {
                 _ = tick.tick() => {
                     reported = self.send_status(true).await?;
                 }
-                permit = queue.reserve(), if ready.is_some() => match permit {
-                    Ok(permit) => { if let Some(frames) = ready.take() { permit.send(Ok(frames)); } }
-                    Err(_) => return Ok(()),
+                place = place(queue, &self.room, ready.as_ref().map_or(0, |r| r.bytes)), if ready.is_some() => match place {
+                    Some((place, room)) => { if let Some(ready) = ready.take() { place.send(Ok((ready.frames, room))); } }
+                    None => return Ok(()),
                 },
                 filled = self.link.fill(), if ready.is_none() => {
                     filled?;
-                    let (frames, asked) = self.take_buffered();
-                    if asked || self.flushed.load(Ordering::Acquire) > reported {
+                    let buffered = self.take_buffered();
+                    if buffered.asked || self.flushed.load(Ordering::Acquire) > reported {
                         reported = self.send_status(false).await?;
                     }
-                    ready = (!frames.is_empty()).then_some(frames);
+                    ready = (!buffered.frames.is_empty()).then_some(buffered);
                 }
             }
             if ready.is_none()
@@ -135,24 +172,28 @@ impl Reader {
         }
     }
 
-    /// All whole messages in the buffer, and whether the server wants an answer. An error is kept until what came before it was handed on.
-    fn take_buffered(&mut self) -> (Vec<Frame>, bool) {
-        let (mut frames, mut asked) = (Vec::new(), false);
+    /// All whole messages in the buffer. An error is kept until what came before it was handed on.
+    fn take_buffered(&mut self) -> Buffered {
+        let mut taken = Buffered { frames: Vec::new(), bytes: 0, asked: false };
         while self.ended.is_none() {
             match self.link.buffered() {
                 Ok(None) => break,
-                Ok(Some(message)) => match self.understand(message) {
-                    Ok(Some((frame, wants_answer))) => {
-                        asked |= wants_answer;
-                        frames.push(frame);
+                Ok(Some(message)) => {
+                    // What is passed over counts too: it shares a buffer with what is not.
+                    taken.bytes += message.body.len();
+                    match self.understand(message) {
+                        Ok(Some((frame, asked))) => {
+                            taken.asked |= asked;
+                            taken.frames.push(frame);
+                        }
+                        Ok(None) => {}
+                        Err(error) => self.ended = Some(error),
                     }
-                    Ok(None) => {}
-                    Err(error) => self.ended = Some(error),
-                },
+                }
                 Err(error) => self.ended = Some(error),
             }
         }
-        (frames, asked)
+        taken
     }
 
     fn understand(&mut self, message: Message) -> Result<Option<(Frame, bool)>, WireError> {

@@ -1,6 +1,11 @@
 //! What PostgreSQL's errors mean for the change stream.
 
-use crate::{destination::Error, postgres::connect::words, report::Failure, table::TableSchema};
+use crate::{
+    destination::Error,
+    postgres::connect::{copied_column, words},
+    report::Failure,
+    table::TableSchema,
+};
 
 pub(super) fn permanent(reason: &str, message: impl Into<String>) -> Error {
     Error::Permanent(Failure { reason: reason.into(), message: message.into(), permanent: true })
@@ -35,12 +40,8 @@ fn sorted(state: &str, column: &str, words: &str, doing: &str) -> Error {
     }
 }
 
-/// The column that a COPY was at. The context also holds the value.
+/// The column that a statement or a COPY was at.
 fn column_of(db: &tokio_postgres::error::DbError) -> String {
-    if let Some(column) = db.column() {
-        return format!(" in column {column:?}");
-    }
-    let line = db.where_().and_then(|at| at.lines().next());
-    let named = line.and_then(|line| line.rsplit_once(", column ")).map(|(_, rest)| rest.split_once(": ").map_or(rest, |(name, _)| name));
-    named.map(|name| format!(" in column {name:?}")).unwrap_or_default()
+    let name = db.column().or_else(|| db.where_().and_then(copied_column));
+    name.map(|name| format!(" in column {name:?}")).unwrap_or_default()
 }
