@@ -9,6 +9,7 @@ mod bad_input;
 mod endings;
 mod failures;
 mod life;
+mod release;
 mod rules;
 mod stream;
 mod visible;

@@ -1,0 +1,144 @@
+//! The operator's own life: upgraded, uninstalled, in two replicas. Mirrors go on meanwhile.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use axum::http::Request;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Namespace, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+};
+use mirror_operator::api::resync::Phase;
+use serde_json::json;
+
+use crate::world::{LIMIT, World, until};
+
+const NAMESPACE: &str = "mirror-operator";
+
+fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Installs or upgrades the operator as all tests have it, with these arguments for helm besides.
+fn install(more: &[&str]) {
+    run(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/testbed/install-chart"), more);
+}
+
+/// The chart as an older release may have had it: Mirrors have no short name.
+fn older_chart() -> PathBuf {
+    let chart = std::env::temp_dir().join(format!("mirror-operator-chart-{}", std::process::id()));
+    run("cp", &["--recursive", concat!(env!("CARGO_MANIFEST_DIR"), "/charts/mirror-operator"), chart.to_str().unwrap()]);
+    let kinds = chart.join("templates/crds.yaml");
+    let text = std::fs::read_to_string(&kinds).unwrap();
+    let older = text.replace("    plural: mirrors\n    shortNames:\n    - mirror\n", "    plural: mirrors\n");
+    assert_ne!(text, older, "the chart has the lines that are taken out");
+    std::fs::write(&kinds, older).unwrap();
+    chart
+}
+
+fn install_older(chart: &Path) {
+    let image = std::env::var("IMAGE").expect("IMAGE is the operator's image");
+    let (repository, tag) = image.rsplit_once(':').expect("an image with a tag");
+    let set = format!("image.repository={repository},image.tag={tag}");
+    let chart = chart.to_str().unwrap();
+    run("helm", &["upgrade", "--install", "mirror-operator", chart, "--namespace", NAMESPACE, "--set", &set, "--wait", "--timeout", "2m"]);
+}
+
+async fn short_names(world: &World) -> Vec<String> {
+    let kinds: Api<CustomResourceDefinition> = Api::all(world.client.clone());
+    kinds.get("mirrors.mirror-operator.io").await.expect("the kind is there").spec.names.short_names.unwrap_or_default()
+}
+
+async fn operators(world: &World) -> Vec<Pod> {
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), NAMESPACE);
+    let labels = "app.kubernetes.io/name=mirror-operator,app.kubernetes.io/component=operator";
+    pods.list(&ListParams::default().labels(labels)).await.expect("pods").items
+}
+
+/// What each operator's pod says of itself.
+async fn roles(world: &World) -> Vec<(String, String)> {
+    let mut roles = Vec::new();
+    for pod in operators(world).await.iter().map(ResourceExt::name_any) {
+        let url = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:8081/proxy/readyz");
+        let says = world.client.request_text(Request::get(url).body(vec![]).unwrap()).await.unwrap_or_else(|e| e.to_string());
+        roles.push((pod, says));
+    }
+    roles
+}
+
+async fn streaming(test: &str) -> World {
+    let world = World::alone(test).await;
+    world.source.batch_execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)").await.unwrap();
+    world.apply(world.mirror("m", &["public.t"], json!({}))).await.unwrap();
+    world.ready("m").await;
+    world
+}
+
+#[tokio::test]
+async fn an_upgrade_brings_the_kinds_of_its_release_and_mirrors_stream_on() {
+    let world = streaming("upgrade").await;
+    let chart = older_chart();
+    install_older(&chart);
+    assert_eq!(short_names(&world).await, Vec::<String>::new());
+    world.source.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
+    install(&[]);
+    std::fs::remove_dir_all(chart).unwrap();
+    until("the short name is back", LIMIT, || async {
+        let names = short_names(&world).await;
+        if names == ["mirror"] { Ok(()) } else { Err(format!("{names:?}")) }
+    })
+    .await;
+    world.ready("m").await;
+    world.equal("t", "id").await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn uninstalling_leaves_kinds_and_objects_and_mirrors_stream_on() {
+    let world = streaming("uninstall").await;
+    run("helm", &["uninstall", "mirror-operator", "--namespace", NAMESPACE, "--wait"]);
+    world.source.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
+    world.equal("t", "id").await;
+    assert_eq!(short_names(&world).await, ["mirror"]);
+    install(&[]);
+    world.ready("m").await;
+    world.apply(world.resync("again", "m", json!({}))).await.unwrap();
+    world.phase("again", Phase::Running).await;
+    world.equal("t", "id").await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn of_two_replicas_one_leads_and_the_other_takes_over_in_a_restricted_namespace() {
+    let world = streaming("replicas").await;
+    let namespaces: Api<Namespace> = Api::all(world.client.clone());
+    let level = |level: Option<&str>| json!({ "metadata": { "labels": { "pod-security.kubernetes.io/enforce": level } } });
+    namespaces.patch(NAMESPACE, &PatchParams::default(), &Patch::Merge(level(Some("restricted")))).await.unwrap();
+    // Its old pod was admitted before the label was there.
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), NAMESPACE);
+    for pod in operators(&world).await {
+        pods.delete(&pod.name_any(), &DeleteParams::default()).await.unwrap();
+    }
+    install(&["--set", "replicas=2"]);
+    let leader = until("one of two leads", LIMIT, || async {
+        let roles = roles(&world).await;
+        let leading: Vec<&String> = roles.iter().filter(|(_, says)| says == "leading").map(|(pod, _)| pod).collect();
+        match (roles.len(), leading.as_slice()) {
+            (2, [one]) if roles.iter().all(|(_, says)| says == "leading" || says == "waiting for the lease") => Ok((*one).clone()),
+            _ => Err(format!("{roles:?}")),
+        }
+    })
+    .await;
+    pods.delete(&leader, &DeleteParams::default().grace_period(0)).await.unwrap();
+    world.apply(world.resync("again", "m", json!({}))).await.unwrap();
+    world.phase("again", Phase::Running).await;
+    install(&["--set", "replicas=1"]);
+    namespaces.patch(NAMESPACE, &PatchParams::default(), &Patch::Merge(level(None))).await.unwrap();
+    world.equal("t", "id").await;
+    world.end().await;
+}
