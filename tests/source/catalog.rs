@@ -4,7 +4,7 @@ use mirror_operator::{
     api::mirror,
     brief::Brief,
     destination,
-    source::{catalog, preflight},
+    source::{Error, catalog, preflight},
     table::Identity,
 };
 use tokio_postgres::Client;
@@ -182,7 +182,8 @@ async fn a_role_without_rights_is_told_each_statement() {
     client.batch_execute(SCHEMA).await.unwrap();
     client
         .batch_execute(&format!(
-            "CREATE ROLE {role} LOGIN PASSWORD 'x'; REVOKE ALL ON SCHEMA public FROM PUBLIC; ALTER TABLE whole ENABLE ROW LEVEL SECURITY"
+            "CREATE ROLE {role} LOGIN PASSWORD 'x'; REVOKE ALL ON SCHEMA public FROM PUBLIC; ALTER TABLE whole ENABLE ROW LEVEL SECURITY;
+             ALTER TABLE events_2a ENABLE ROW LEVEL SECURITY"
         ))
         .await
         .unwrap();
@@ -196,8 +197,17 @@ async fn a_role_without_rights_is_told_each_statement() {
     has(format!("GRANT USAGE ON SCHEMA \"public\" TO \"{role}\""));
     has(format!("GRANT SELECT ON \"public\".\"whole\" TO \"{role}\""));
     has(format!("GRANT SELECT ON \"public\".\"events_2a\" TO \"{role}\""));
-    has(format!("ALTER ROLE \"{role}\" BYPASSRLS"));
-    client.batch_execute(&format!("ALTER TABLE whole DISABLE ROW LEVEL SECURITY; GRANT USAGE ON SCHEMA public TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")).await.unwrap();
+    has(format!("see every row of public.whole, which has row security: ALTER ROLE \"{role}\" BYPASSRLS"));
+    // Partitions are read by their own names.
+    has("see every row of public.events_2a".into());
+    client
+        .batch_execute(&format!("GRANT USAGE ON SCHEMA public TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"))
+        .await
+        .unwrap();
+    // Whoever turns it on later makes the load fail; no row is left out in silence.
+    let hidden = poor.query("SELECT * FROM public.whole", &[]).await.unwrap_err();
+    assert_eq!(hidden.code().map(|c| c.code()), Some("42501"));
+    client.batch_execute("ALTER TABLE whole DISABLE ROW LEVEL SECURITY; ALTER TABLE events_2a DISABLE ROW LEVEL SECURITY").await.unwrap();
     let catalog = catalog::read(&poor, &brief).await.unwrap();
     assert_eq!(catalog.problems, []);
     let problems = preflight::check(&poor, &brief, &catalog.tables).await.unwrap();
@@ -210,6 +220,16 @@ async fn a_role_without_rights_is_told_each_statement() {
     drop(poor);
     client.batch_execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await.unwrap();
     drop(client);
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn an_error_that_quotes_a_value_is_told_without_it() {
+    let fixture = Fixture::new().await;
+    let cause = fixture.as_pod().await.query("SELECT 'secret'::text::int", &[]).await.unwrap_err();
+    let failure = Error::query("reading public.t")(cause).failure();
+    assert!(failure.permanent && failure.message.contains("reading public.t") && failure.message.contains("22P02"), "{failure:?}");
+    assert!(!failure.message.contains("secret"), "{failure:?}");
     fixture.end().await;
 }
 

@@ -77,3 +77,17 @@ async fn memory_of_one_large_transaction() {
     let seconds = begun.elapsed().as_secs_f64();
     println!("5 M rows in one transaction: {seconds:.0} s, memory {before} MiB before, {} MiB at most", memory("VmHWM:"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a figure"]
+async fn memory_of_large_rows() {
+    let ddl = "CREATE TABLE large (id int PRIMARY KEY, v text); ALTER TABLE large ALTER v SET STORAGE EXTERNAL";
+    for megabytes in [20, 60, 100] {
+        let world = World::new("large", &["large"], ddl).await;
+        for id in 0..6 {
+            world.sql(&format!("INSERT INTO public.large VALUES ({id}, repeat('x', {megabytes}000000))")).await;
+        }
+        wait(&world).await;
+        println!("rows of {megabytes} MB: {} MiB at most", memory("VmHWM:"));
+    }
+}

@@ -79,10 +79,11 @@ CREATE TABLE IF NOT EXISTS _mirror_operator.chunk (
 
 CREATE INDEX IF NOT EXISTS chunk_partition ON _mirror_operator.chunk (mirror, epoch, partition);
 
--- One row: the version of this layout. 1, the first, did not have this table; 2 has it and the column `drift`.
+-- One row: the version of this layout, for whoever opens the ledger. 1, the first, did not have this table; 2 has it and the column `drift`.
 CREATE TABLE IF NOT EXISTS _mirror_operator.layout (
     one     boolean PRIMARY KEY DEFAULT true CHECK (one),
     version int NOT NULL
 );
 ALTER TABLE _mirror_operator.table ADD COLUMN IF NOT EXISTS drift text[];
 INSERT INTO _mirror_operator.layout AS l (version) VALUES (2) ON CONFLICT (one) DO UPDATE SET version = greatest(l.version, excluded.version);
+GRANT SELECT ON _mirror_operator.layout TO PUBLIC;
