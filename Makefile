@@ -67,19 +67,19 @@ contract: setup ## tests of source, stream and destination against real PostgreS
 	@$(step) "contract build" cargo test --locked --no-run $(addprefix --test ,$(contract_suites))
 	@$(testbed)/contract "$(POSTGRES)" "$(contract_suites)" $(TEST)
 
-.PHONY: e2e
 ifeq ($(CLUSTER),existing)
-e2e: SOURCE_URL ?= $(error SOURCE_URL must be a superuser's URL of a server that pods and this machine reach)
-e2e: DESTINATION_URL ?= $(error DESTINATION_URL must be a superuser's URL of a server that pods and this machine reach)
+source_url = $(SOURCE_URL)
+destination_url = $(DESTINATION_URL)
 else
-e2e: SOURCE_URL = $(shell $(postgres) url source)
-e2e: DESTINATION_URL = $(shell $(postgres) url destination)
+source_url = $(shell $(postgres) url source)
+destination_url = $(shell $(postgres) url destination)
 e2e: servers
 endif
+.PHONY: e2e
 e2e: $(needs_cluster) ## end-to-end tests on a real Kubernetes
 	@$(step) "e2e build" cargo test --locked --no-run --test e2e
 	@$(step) "chart install" $(on_node) $(testbed)/install-chart
-	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(SOURCE_URL) DESTINATION_URL=$(DESTINATION_URL) \
+	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(source_url) DESTINATION_URL=$(destination_url) \
 	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) $(TEST)
 ifneq ($(CLUSTER)$(TEST),existing)
 ifeq ($(TEST),)
@@ -97,9 +97,9 @@ servers: cluster-up
 	@$(step) "destination, PostgreSQL $(DESTINATION_POSTGRES)" $(postgres) up destination $(DESTINATION_POSTGRES) 5433 --on-node
 
 .PHONY: test
-test: ## check, unit, contract and e2e, with the time of each step
+test: ## check, unit, contract, e2e and demo, with the time of each step
 	@mkdir -p target && rm -f target/steps.tsv
-	@status=0; $(MAKE) --no-print-directory check unit contract e2e || status=$$?; $(step); exit $$status
+	@status=0; $(MAKE) --no-print-directory check unit contract e2e demo-tested || status=$$?; $(step); exit $$status
 
 .PHONY: bench
 bench: setup ## measure, against psql and pgcopydb in the same run
@@ -108,6 +108,11 @@ bench: setup ## measure, against psql and pgcopydb in the same run
 .PHONY: demo
 demo: $(needs_cluster) ## a mirror and its resync, live in the terminal
 	@$(on_node) demo/run
+
+# The demonstration checks what it shows.
+.PHONY: demo-tested
+demo-tested: $(needs_cluster)
+	@$(step) "demo" $(on_node) demo/run
 
 .PHONY: image
 image: setup ## build the operator's image, give it to the cluster, write its reference to target/image.ref
@@ -136,4 +141,5 @@ helm: setup
 
 .PHONY: given
 given:
-	@: $${IMAGE:?a reference that the existing cluster can pull}
+	@: $${IMAGE:?must be a reference that the existing cluster can pull}
+	@: $${SOURCE_URL:?must be a superuser\'s URL of a server that pods and this machine reach} $${DESTINATION_URL:?must be another}
