@@ -20,7 +20,7 @@ cluster := $(testbed)/cluster/cluster
 postgres := $(testbed)/postgres
 step := $(testbed)/step
 scripts := $(wildcard .ci/run bench/run demo/run demo/watch tests/chart/golden.sh) \
-  $(addprefix $(testbed)/,cluster/cluster cluster/node contract image install-chart pack postgres setup step)
+  $(addprefix $(testbed)/,cluster/cluster cluster/node clickhouse contract image install-chart pack postgres setup step)
 # The test suites, by what they need: database servers, a cluster, or neither.
 suites := $(basename $(notdir $(wildcard tests/*.rs) $(patsubst %/main.rs,%,$(wildcard tests/*/main.rs))))
 contract_suites := $(filter destination source stream,$(suites))
