@@ -1,5 +1,6 @@
 //! Where a mirror's tables live: the contract that every destination keeps, and its implementations.
 
+pub mod clickhouse;
 pub mod postgres;
 
 use async_trait::async_trait;
@@ -191,6 +192,17 @@ pub trait Destination: Send + Sync {
     /// Opens the one applier of this epoch. Needs the swap done. Of two processes the one that opened last wins: the other's applier fails, and opening
     /// it there again is refused with [`Error::Displaced`].
     async fn applier(&self) -> Result<Box<dyn Applier>, Error>;
+}
+
+/// How a column's values reach the destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ColumnType {
+    /// See [`Column::destination_type`](crate::table::Column::destination_type).
+    pub destination_type: String,
+    /// See [`Column::binary`](crate::table::Column::binary).
+    pub binary: bool,
+    /// See [`Column::as_text`](crate::table::Column::as_text).
+    pub as_text: bool,
 }
 
 /// The destination that the brief names. Connects when it is first used, so an error here is one of the brief itself.

@@ -109,7 +109,7 @@ pub async fn rewritten(client: &Client, relations: &[u32]) -> Result<bool, Error
 
 /// The statement that reads a chunk. ONLY, because each leaf of a partitioned table is read by itself.
 fn statement(table: &TableSchema, relation: &str, chunk: &Chunk) -> String {
-    let columns: Vec<String> = table.copied().map(|c| ident(&c.source)).collect();
+    let columns: Vec<String> = table.copied().map(|c| format!("{}{}", ident(&c.source), if c.as_text { "::text" } else { "" })).collect();
     let mut bounds = Vec::new();
     if chunk.first_block > 0 {
         bounds.push(format!("ctid >= '({},0)'::tid", chunk.first_block));
@@ -143,6 +143,7 @@ mod tests {
             not_null: false,
             generated: generated.map(str::to_string),
             binary,
+            as_text: name == "cast",
         };
         let name = TableName { schema: "public".into(), name: "t".into() };
         TableSchema {
@@ -150,7 +151,7 @@ mod tests {
             source: name.clone(),
             source_oid: 1,
             destination: name,
-            columns: vec![column("a", None), column("sum", Some("a + 1")), column("b \"c\"", None)],
+            columns: vec![column("a", None), column("sum", Some("a + 1")), column("b \"c\"", None), column("cast", None)],
             identity: Identity::FullRow,
         }
     }
@@ -159,7 +160,7 @@ mod tests {
     fn a_chunk_reads_exactly_its_blocks() {
         let chunk = |first_block, end_block| Chunk { number: 0, partition: 0, table: 0, relation: 1, first_block, end_block, bytes: 0 };
         let sql = |binary, first, end| statement(&table(binary), "public.t", &chunk(first, end));
-        let select = r#"COPY (SELECT "a", "b ""c""" FROM ONLY public.t"#;
+        let select = r#"COPY (SELECT "a", "b ""c""", "cast"::text FROM ONLY public.t"#;
         assert_eq!(sql(true, 0, None), format!("{select}) TO STDOUT (FORMAT binary)"));
         assert_eq!(sql(false, 0, Some(8)), format!("{select} WHERE ctid < '(8,0)'::tid) TO STDOUT (FORMAT text)"));
         assert_eq!(

@@ -121,6 +121,7 @@ fn column(wanted: &Table, facts: &ColumnFacts) -> Column {
         not_null: facts.not_null,
         generated: facts.generated.clone(),
         binary: mapped.binary,
+        as_text: false,
     }
 }
 

@@ -335,6 +335,7 @@ impl Session<'_> {
                 not_null: known.not_null,
                 generated: None,
                 binary: false,
+                as_text: false,
             });
             match self.applier.add_column(&schema, schema.columns.len() - 1, known.fill.as_deref()).await {
                 Ok(()) => {}

@@ -60,6 +60,7 @@ pub fn column(name: &str, type_: &str, not_null: bool) -> Column {
         not_null,
         generated: None,
         binary: false,
+        as_text: false,
     }
 }
 

@@ -105,6 +105,7 @@ impl World {
             not_null: r.get(3),
             generated: r.get::<_, bool>(4).then(|| "?".into()),
             binary: true,
+            as_text: false,
         };
         let key: Vec<usize> = kept.iter().enumerate().filter(|(_, r)| r.get(5)).map(|(i, _)| i).collect();
         let name = TableName { schema: "public".into(), name: table.into() };

@@ -1,0 +1,5 @@
+//! ClickHouse as a destination.
+
+pub mod encode;
+pub mod quote;
+pub mod types;
