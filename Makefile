@@ -5,7 +5,7 @@ SHELL := bash
 
 # CLUSTER=existing uses the cluster of KUBECONFIG instead of the testbed's. It needs IMAGE, a reference that the
 # cluster can pull; e2e also needs SOURCE_URL and DESTINATION_URL, superusers' URLs of two servers that pods and this machine
-# reach, and the password of their superuser `postgres` in PGPASSWORD.
+# reach, CLICKHOUSE_URL, that of a ClickHouse server (http://user:password@host:port/database), and the password of their superuser `postgres` in PGPASSWORD.
 CLUSTER ?= local
 # Versions of PostgreSQL: those of the contract tests (14 to 18 serve), and those of the end-to-end tests' two servers.
 POSTGRES ?= 15 18
@@ -18,6 +18,7 @@ TEST ?=
 testbed := tests/testbed
 cluster := $(testbed)/cluster/cluster
 postgres := $(testbed)/postgres
+clickhouse := $(testbed)/clickhouse
 step := $(testbed)/step
 scripts := $(wildcard .ci/run bench/run demo/run demo/watch tests/chart/golden.sh) \
   $(addprefix $(testbed)/,cluster/cluster cluster/node clickhouse contract image install-chart pack postgres setup step)
@@ -61,7 +62,7 @@ unit: setup helm ## tests that need no servers, and the documentation's examples
 	@$(step) "documentation tests" cargo test --locked --doc
 
 .PHONY: contract
-contract: setup ## tests of source, stream and destination against real PostgreSQL servers (POSTGRES="14 15 ...")
+contract: setup ## tests of source, stream and destination against real PostgreSQL and ClickHouse servers (POSTGRES="14 15 ...")
 	@$(step) "contract build" cargo test --locked --no-run $(addprefix --test ,$(contract_suites))
 	@$(testbed)/contract "$(POSTGRES)" "$(contract_suites)" $(TEST)
 
@@ -69,16 +70,18 @@ contract: setup ## tests of source, stream and destination against real PostgreS
 ifeq ($(CLUSTER),existing)
 e2e: SOURCE_URL ?= $(error SOURCE_URL must be a superuser's URL of a server that pods and this machine reach)
 e2e: DESTINATION_URL ?= $(error DESTINATION_URL must be a superuser's URL of a server that pods and this machine reach)
+e2e: CLICKHOUSE_URL ?= $(error CLICKHOUSE_URL must be the URL of a ClickHouse server that pods and this machine reach)
 else
 e2e: SOURCE_URL = $(shell $(postgres) url source)
 e2e: DESTINATION_URL = $(shell $(postgres) url destination)
+e2e: CLICKHOUSE_URL = $(shell $(clickhouse) url clickhouse)
 e2e: servers
 endif
 e2e: $(needs_cluster) ## end-to-end tests on a real Kubernetes
 	@$(step) "e2e build" cargo test --locked --no-run --test e2e
 	@$(step) "chart install" $(on_node) $(testbed)/install-chart
 	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(SOURCE_URL) DESTINATION_URL=$(DESTINATION_URL) \
-	  cargo test --locked --offline --test e2e -- --test-threads=1 $(TEST)
+	  CLICKHOUSE_URL=$(CLICKHOUSE_URL) cargo test --locked --offline --test e2e -- --test-threads=1 $(TEST)
 ifneq ($(CLUSTER)$(TEST),existing)
 ifeq ($(TEST),)
 	@$(step) "e2e servers, 18 and 17" bash -ec '$(postgres) up source-18 18 5438 --on-node; $(postgres) up destination-17 17 5437 --on-node'
@@ -91,6 +94,8 @@ endif
 .PHONY: servers
 servers: cluster-up
 	@$(step) "PostgreSQL 17 and 18" $(postgres) install 17 18
+	@$(step) "ClickHouse" $(clickhouse) install
+	@$(step) "destination, ClickHouse" $(clickhouse) up clickhouse 8123 --on-node
 	@$(step) "source, PostgreSQL $(SOURCE_POSTGRES)" $(postgres) up source $(SOURCE_POSTGRES) 5432 --on-node
 	@$(step) "destination, PostgreSQL $(DESTINATION_POSTGRES)" $(postgres) up destination $(DESTINATION_POSTGRES) 5433 --on-node
 
@@ -120,11 +125,13 @@ cluster-up: setup ## start the local cluster, if it is not up
 .PHONY: cluster-down
 cluster-down: ## stop the local cluster and its databases; nothing is left
 	@$(postgres) down --on-node
+	@$(clickhouse) down --on-node
 	@$(cluster) down
 
 .PHONY: clean
 clean: cluster-down ## stop everything and delete what was built, except for the cluster's programs
 	@$(postgres) down --all
+	@$(clickhouse) down --all
 	@cargo clean
 
 # Without a cluster, the chart's tests need this much of its programs.

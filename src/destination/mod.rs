@@ -8,9 +8,11 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 use crate::{
+    api::mirror::Table,
     brief::{Brief, DestinationPeer},
     postgres::Lsn,
     report::{Failure, Load, SwapReport, TableReport},
+    source::type_map::{self, SourceType},
     table::TableSchema,
 };
 
@@ -205,10 +207,24 @@ pub struct ColumnType {
     pub as_text: bool,
 }
 
+/// How a column of `table` reaches the destination that the brief names. `declared` is its type as the source's catalog prints it, `source` the same with
+/// domains resolved.
+pub fn column_type(brief: &Brief, table: &Table, column: &str, declared: &str, source: &SourceType, not_null: bool) -> ColumnType {
+    match &brief.destination {
+        DestinationPeer::ClickHouse(_) => clickhouse::column_type(table, column, declared, source, not_null),
+        DestinationPeer::Postgres(_) => {
+            let wanted = table.columns.iter().find(|c| c.source == column).and_then(|c| c.type_.as_deref());
+            let mapped = type_map::destination_type(source, wanted);
+            ColumnType { destination_type: mapped.destination_type, binary: mapped.binary, as_text: false }
+        }
+    }
+}
+
 /// The destination that the brief names. Connects when it is first used, so an error here is one of the brief itself.
 pub async fn open(brief: &Brief) -> Result<Box<dyn Destination>, Error> {
     match &brief.destination {
         DestinationPeer::Postgres(to) => Ok(Box::new(postgres::Postgres::new(brief.clone(), to.clone()))),
+        DestinationPeer::ClickHouse(to) => Ok(Box::new(clickhouse::ClickHouse::new(brief.clone(), to.clone()))),
     }
 }
 
@@ -269,7 +285,8 @@ pub struct Counts {
     pub deletes: u64,
 }
 
-/// Writes the change stream. All writes since the last [`commit`](Self::commit) become visible with it, together, or not at all.
+/// Writes the change stream. Where the destination has transactions, all writes since the last [`commit`](Self::commit) become visible with it, together,
+/// or not at all. Elsewhere they are visible at once, and doing them again after an error changes nothing.
 ///
 /// After an error the applier is of no further use: drop it, open another and start from its [`position`](Self::position).
 #[async_trait]
@@ -277,13 +294,13 @@ pub trait Applier: Send {
     /// The checkpoint: every transaction that ends at or before it is durable here.
     fn position(&self) -> Lsn;
 
-    /// Adds changes of one table. A key occurs at most once in `changes` (a `Rekey`'s old key counts); calls are applied in their order.
+    /// Adds changes of one table; `positions` are where in the source's WAL each was made, the last one where several were folded. A key occurs at most once in `changes` (a `Rekey`'s old key counts); calls are applied in their order.
     /// Memory stays bounded: what was added may be written at once, out of readers' sight.
     /// Errors: [`Error::Permanent`] when the destination refuses this table's changes and will again: the caller parks the table.
-    async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, counts: Counts) -> Result<(), Error>;
+    async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, positions: Vec<Lsn>, counts: Counts) -> Result<(), Error>;
 
-    /// Empties tables; with soft deletes flags all their rows.
-    async fn truncate(&mut self, tables: &[&TableSchema]) -> Result<(), Error>;
+    /// Empties tables; with soft deletes flags all their rows. `position` is that of the source's TRUNCATE.
+    async fn truncate(&mut self, tables: &[&TableSchema], position: Lsn) -> Result<(), Error>;
 
     /// The source has a new column: adds it, with `fill` (text form) for the rows already there. Records `table` as the new schema.
     async fn add_column(&mut self, table: &TableSchema, column: usize, fill: Option<&str>) -> Result<(), Error>;

@@ -12,7 +12,7 @@ use crate::{
     brief::Brief,
     destination::Chunk,
     postgres::{Lsn, connect, ident},
-    table::TableSchema,
+    table::{Column, TableSchema},
 };
 
 /// Rows are passed on in pieces of about this size: the driver yields them one by one, and a message for each would cost more than the row.
@@ -21,6 +21,10 @@ pub const PIECE: usize = 256 << 10;
 const CAPACITY: usize = PIECE + (PIECE >> 2);
 /// Pieces between the reader and the writer.
 pub const PIECES: usize = 3;
+
+/// A chunk that is read again brings the same rows in the same order: scans begin at the front, whoever else is at the table, and one process reads. A destination
+/// without transactions tells by that what it has already.
+const SAME_ORDER: &str = "SET synchronize_seqscans = off; SET max_parallel_workers_per_gather = 0";
 
 /// A session that reads chunks, one at a time.
 pub struct Reader {
@@ -38,7 +42,9 @@ pub struct Rows<'a> {
 impl Reader {
     /// Connects.
     pub async fn connect(brief: &Brief) -> Result<Self, Error> {
-        Ok(Self { client: connect::connect(&brief.source, &brief.application_name("reader")).await? })
+        let client = connect::connect(&brief.source, &brief.application_name("reader")).await?;
+        client.batch_execute(SAME_ORDER).await.map_err(Error::query("preparing a reader"))?;
+        Ok(Self { client })
     }
 
     /// Begins to read a chunk as the snapshot `name` sees it. The transaction is short, so that whoever waits for the table's lock waits for one chunk.
@@ -108,8 +114,8 @@ pub async fn rewritten(client: &Client, relations: &[u32]) -> Result<bool, Error
 }
 
 /// The statement that reads a chunk. ONLY, because each leaf of a partitioned table is read by itself.
-fn statement(table: &TableSchema, relation: &str, chunk: &Chunk) -> String {
-    let columns: Vec<String> = table.copied().map(|c| format!("{}{}", ident(&c.source), if c.as_text { "::text" } else { "" })).collect();
+pub fn statement(table: &TableSchema, relation: &str, chunk: &Chunk) -> String {
+    let columns: Vec<String> = table.copied().map(value).collect();
     let mut bounds = Vec::new();
     if chunk.first_block > 0 {
         bounds.push(format!("ctid >= '({},0)'::tid", chunk.first_block));
@@ -122,6 +128,13 @@ fn statement(table: &TableSchema, relation: &str, chunk: &Chunk) -> String {
     format!("COPY (SELECT {} FROM ONLY {relation}{condition}) TO STDOUT (FORMAT {format})", columns.join(", "))
 }
 
+/// What is read of a column. As text it is what the type's output function prints, as in the change stream: some casts to text print otherwise (inet), and
+/// some values that are not NULL are neither IS NULL nor IS NOT NULL (composites).
+fn value(column: &Column) -> String {
+    let name = ident(&column.source);
+    if column.as_text { format!("CASE WHEN num_nulls({name}) = 0 THEN format('%s', {name}) END") } else { name }
+}
+
 /// The name of now, quoted and qualified as the session's `search_path` is empty: a table may have been renamed since the snapshot.
 const RELATION: &str = "SELECT oid::regclass::text FROM pg_class WHERE oid = $1 AND pg_relation_filenode(oid) IS NOT NULL";
 
@@ -131,7 +144,7 @@ const REWRITTEN: &str = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = ANY ($1
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::{Column, Identity, TableName};
+    use crate::table::{Identity, TableName};
 
     fn table(binary: bool) -> TableSchema {
         let column = |name: &str, generated: Option<&str>| Column {
@@ -160,7 +173,7 @@ mod tests {
     fn a_chunk_reads_exactly_its_blocks() {
         let chunk = |first_block, end_block| Chunk { number: 0, partition: 0, table: 0, relation: 1, first_block, end_block, bytes: 0 };
         let sql = |binary, first, end| statement(&table(binary), "public.t", &chunk(first, end));
-        let select = r#"COPY (SELECT "a", "b ""c""", "cast"::text FROM ONLY public.t"#;
+        let select = r#"COPY (SELECT "a", "b ""c""", CASE WHEN num_nulls("cast") = 0 THEN format('%s', "cast") END FROM ONLY public.t"#;
         assert_eq!(sql(true, 0, None), format!("{select}) TO STDOUT (FORMAT binary)"));
         assert_eq!(sql(false, 0, Some(8)), format!("{select} WHERE ctid < '(8,0)'::tid) TO STDOUT (FORMAT text)"));
         assert_eq!(

@@ -59,7 +59,7 @@ impl Batch {
         self.since.get_or_insert_with(Instant::now);
     }
 
-    /// Adds a change that came in so many bytes; hands the batch on when it is large.
+    /// Adds a change that came in so many bytes, of the transaction `at` and made at `position`.
     pub async fn push(
         &mut self,
         table: &TableSchema,
@@ -67,9 +67,10 @@ impl Batch {
         change: Change,
         bytes: usize,
         to: &mut dyn Applier,
-        at: Lsn,
+        (at, position): (Lsn, Lsn),
     ) -> Streamed<()> {
         let fold = self.folds.entry(table.number).or_insert_with(|| Fold::new(key));
+        fold.at(position);
         let before = fold.len();
         if let Err(WriteFirst(change)) = fold.push(change) {
             self.rows -= before;
@@ -111,8 +112,8 @@ impl Batch {
 }
 
 async fn write(table: &TableSchema, fold: &mut Fold, to: &mut dyn Applier, at: Lsn) -> Streamed<()> {
-    let (changes, counts) = fold.take();
-    match to.write(table, changes, counts).await {
+    let (changes, positions, counts) = fold.take();
+    match to.write(table, changes, positions, counts).await {
         Ok(()) => Ok(()),
         Err(Error::Permanent(failure)) => Err(parked(table, at, &failure.message)),
         Err(error) => Err(error.into()),

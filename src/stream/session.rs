@@ -13,14 +13,17 @@ use super::{
     relation::{self, Mapping},
 };
 use crate::{
-    brief::Brief,
-    destination::{Applier, Cell, Destination, Error},
+    brief::{Brief, DestinationPeer},
+    destination::{Applier, Cell, Destination, Error, clickhouse},
     postgres::{
         self, Lsn,
         connect::words,
         wire::{Frame, ReplicationSession, ReplicationStream, StatusHandle, WireError},
     },
-    source::pgoutput::{self, Message, OldRow, Relation},
+    source::{
+        pgoutput::{self, Message, OldRow, Relation},
+        type_map::{Kind, SourceType},
+    },
     table::{Column, TableSchema},
 };
 
@@ -42,6 +45,8 @@ struct Session<'a> {
     batch: Batch,
     /// The transaction that is being read.
     transaction: Option<Transaction>,
+    /// Where the change that is being read was made.
+    position: Lsn,
     /// Everything before this was read.
     reached: Lsn,
     checkpoint: Instant,
@@ -102,8 +107,21 @@ pub(super) async fn stream(
     let batch = Batch::new(settings.batch_rows, settings.batch_interval.get());
     let (status, relations, catalog) = (frames.status(), HashMap::new(), Catalog::new(brief));
     let checkpoint = Instant::now();
-    let mut session =
-        Session { brief, applier, health, catalog, status, schemas, rules, relations, batch, transaction: None, reached: from, checkpoint };
+    let mut session = Session {
+        brief,
+        applier,
+        health,
+        catalog,
+        status,
+        schemas,
+        rules,
+        relations,
+        batch,
+        transaction: None,
+        position: from,
+        reached: from,
+        checkpoint,
+    };
     session.read(&mut frames).await
 }
 
@@ -138,7 +156,8 @@ impl Session<'_> {
             };
             for frame in frames {
                 match frame {
-                    Frame::Data(bytes) => {
+                    Frame::Data(position, bytes) => {
+                        self.position = position;
                         let size = bytes.len();
                         self.message(pgoutput::decode(bytes)?, size).await?;
                     }
@@ -226,7 +245,7 @@ impl Session<'_> {
         };
         let schema = self.schemas.get(table).ok_or_else(unknown)?;
         let change = sent.read(mapping).ok_or_else(|| StreamError::Nonsense { at, what: format!("a row of {}", schema.source) })?;
-        self.batch.push(schema, mapping.key(), change, size, self.applier.as_mut(), at).await?;
+        self.batch.push(schema, mapping.key(), change, size, self.applier.as_mut(), (at, self.position)).await?;
         if self.batch.is_large() {
             self.batch.write(&self.schemas, self.applier.as_mut(), at).await?;
         }
@@ -255,7 +274,7 @@ impl Session<'_> {
         let at = self.at();
         self.batch.write(&self.schemas, self.applier.as_mut(), at).await?;
         let tables: Vec<_> = emptied.iter().filter_map(|number| self.schemas.get(number)).collect();
-        self.applier.truncate(&tables).await?;
+        self.applier.truncate(&tables, self.position).await?;
         self.batch.touch();
         Ok(())
     }
@@ -325,13 +344,21 @@ impl Session<'_> {
                     column.name
                 ));
             }
-            let wanted = self.brief.tables.get(number as usize).and_then(|t| t.columns.iter().find(|c| c.source == column.name));
+            let table = self.brief.tables.get(number as usize);
+            let wanted = table.and_then(|t| t.columns.iter().find(|c| c.source == column.name));
+            let typed = match (&self.brief.destination, table) {
+                (DestinationPeer::ClickHouse(_), Some(table)) => {
+                    let source = SourceType { oid: column.type_oid, text: kind.clone(), kind: Kind::Base, element: None, sendable: true };
+                    clickhouse::column_type(table, &column.name, &kind, &source, known.not_null).destination_type
+                }
+                _ => wanted.and_then(|w| w.type_.clone()).unwrap_or_else(|| destination_type(column.type_oid, kind.clone())),
+            };
             schema.columns.push(Column {
                 source: column.name.clone(),
                 destination: wanted.and_then(|w| w.destination.clone()).unwrap_or_else(|| column.name.clone()),
-                source_type: kind.clone(),
+                source_type: kind,
                 source_type_oid: column.type_oid,
-                destination_type: wanted.and_then(|w| w.type_.clone()).unwrap_or_else(|| destination_type(column.type_oid, kind)),
+                destination_type: typed,
                 not_null: known.not_null,
                 generated: None,
                 binary: false,

@@ -10,7 +10,7 @@ mod time;
 use super::types::{Type, modifiers};
 use crate::{api::clickhouse::OutOfRange, destination::Cell, table::TableSchema};
 
-pub use copy::CopyReader;
+pub use copy::{CopyError, CopyReader};
 
 /// What becomes of values that the types alone do not decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,8 @@ struct ColumnEncoder {
 
 const MALFORMED: &str = "the source's value is not of the form that is expected";
 const NO_NULL: &str = "it is NULL, and the column is not nullable";
-const DIMENSIONS: &str = "the array has another number of dimensions than the column's type: give the column the type String, or Array(Array(…))";
+const DIMENSIONS: &str =
+    "the array has another number of dimensions than the column's type: give the column the type String, or Array(Array(…))";
 
 /// Whether binary values of `source`, a type as the catalog prints it, can be written as `to`.
 pub fn reads_binary(source: &str, to: &Type) -> bool {
@@ -86,7 +87,9 @@ fn binary(source: &str, to: &Type) -> Option<Binary> {
         ("integer", Type::Int(4)) | ("oid", Type::UInt(4)) | ("real", Type::Float32) => Binary::Reversed(4),
         ("bigint", Type::Int(8)) | ("double precision", Type::Float64) => Binary::Reversed(8),
         ("numeric", Type::Decimal(..)) => Binary::Numeric,
-        ("text" | "character varying" | "character" | "name" | "json" | "xml" | "bytea", Type::String) | ("json", Type::Json) => Binary::Raw,
+        ("text" | "character varying" | "character" | "name" | "json" | "xml" | "bytea", Type::String) | ("json", Type::Json) => {
+            Binary::Raw
+        }
         ("jsonb", Type::String | Type::Json) => Binary::Jsonb,
         ("date", Type::Date32) => Binary::Date,
         ("timestamp without time zone" | "timestamp with time zone", Type::DateTime64(6)) => Binary::Timestamp,
@@ -99,8 +102,9 @@ impl RowEncoder {
     /// For rows of a table's copied columns. The error names a column whose type rows cannot be written in.
     pub fn new(table: &TableSchema, rules: Rules) -> Result<Self, String> {
         let columns = table.copied().map(|column| {
-            let type_ = Type::parse(&column.destination_type)
-                .ok_or_else(|| format!("column {:?} has type {}, in which rows cannot be written", column.destination, column.destination_type))?;
+            let type_ = Type::parse(&column.destination_type).ok_or_else(|| {
+                format!("column {:?} has type {}, in which rows cannot be written", column.destination, column.destination_type)
+            })?;
             let binary = if column.as_text { None } else { binary(&column.source_type, &type_) };
             let hex = column.source_type.trim_end_matches("[]") == "bytea";
             Ok(ColumnEncoder { type_, binary, hex, rules })
@@ -110,18 +114,24 @@ impl RowEncoder {
 
     /// Writes the texts of a row. What was not sent is written as the type's default.
     pub fn cells(&self, row: &[Cell], out: &mut Vec<u8>) -> Result<(), Refused> {
-        for (place, column) in self.columns.iter().enumerate() {
-            let written = match row.get(place) {
-                Some(Cell::Text(text)) => column.put(Some(text), false, out),
-                Some(Cell::Null) => column.put(None, false, out),
-                Some(Cell::Unchanged) | None => {
-                    put_default(&column.type_, out);
-                    Ok(())
-                }
-            };
-            written.map_err(|why| Refused { column: place, why })?;
+        for place in 0..self.columns.len() {
+            self.cell(place, row.get(place).unwrap_or(&Cell::Unchanged), out)?;
         }
         Ok(())
+    }
+
+    /// Writes the text of one column.
+    pub fn cell(&self, place: usize, cell: &Cell, out: &mut Vec<u8>) -> Result<(), Refused> {
+        let Some(column) = self.columns.get(place) else { return Ok(()) };
+        let written = match cell {
+            Cell::Text(text) => column.put(Some(text), false, out),
+            Cell::Null => column.put(None, false, out),
+            Cell::Unchanged => {
+                put_default(&column.type_, out);
+                Ok(())
+            }
+        };
+        written.map_err(|why| Refused { column: place, why })
     }
 
     /// The key of a row for people: whole numbers and UUIDs as they are, nothing else.

@@ -80,7 +80,7 @@ impl Applier for PostgresApplier {
         self.position
     }
 
-    async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, counts: Counts) -> Result<(), Error> {
+    async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, _: Vec<Lsn>, counts: Counts) -> Result<(), Error> {
         self.begin().await?;
         let sum = self.counts.entry(table.number).or_default();
         sum.inserts += counts.inserts;
@@ -89,7 +89,7 @@ impl Applier for PostgresApplier {
         self.write_rows(table, changes).await.map_err(|e| refusal::of_write(&e, table))
     }
 
-    async fn truncate(&mut self, tables: &[&TableSchema]) -> Result<(), Error> {
+    async fn truncate(&mut self, tables: &[&TableSchema], _: Lsn) -> Result<(), Error> {
         self.begin().await?;
         for table in tables {
             let sql = self.names(table, "").empty();

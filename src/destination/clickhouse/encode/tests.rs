@@ -124,7 +124,9 @@ fn each_form_of_an_array_is_read() {
     }
     let to = "Array(Array(Nullable(Int32)))";
     assert_eq!(binary("integer[]", to, &sent).unwrap(), text("integer[]", to, "{{7,NULL},{8,9}}").unwrap());
-    assert!(matches!(binary("integer[]", "Array(Nullable(Int32))", &sent), Err(CopyError::Value { refused, .. }) if refused.why == DIMENSIONS));
+    assert!(
+        matches!(binary("integer[]", "Array(Nullable(Int32))", &sent), Err(CopyError::Value { refused, .. }) if refused.why == DIMENSIONS)
+    );
     assert_eq!(text("integer[]", "Array(Nullable(Int32))", "{{7}}"), Err(DIMENSIONS));
     assert_eq!(text("integer[]", "Array(Int32)", "{NULL}"), Err("an element is NULL, and the array's elements are not nullable"));
     assert_eq!(binary("integer[]", "Array(Int32)", &[0; 12]).unwrap(), text("integer[]", "Array(Int32)", "{}").unwrap());
