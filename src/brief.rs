@@ -7,6 +7,7 @@ use crate::{
         mirror::{Replication, Snapshot, SoftDelete, Table},
         resync::{Carry, OnOldSnapshot},
     },
+    destination::clickhouse,
     name,
     postgres::Connection,
 };
@@ -67,6 +68,19 @@ pub struct Brief {
 pub enum DestinationPeer {
     /// A PostgreSQL database.
     Postgres(Connection),
+    /// A ClickHouse server.
+    #[serde(rename = "clickhouse")]
+    ClickHouse(clickhouse::Peer),
+}
+
+impl DestinationPeer {
+    /// Server, user and secrets, which all kinds have.
+    pub fn connection(&self) -> &Connection {
+        match self {
+            Self::Postgres(connection) => connection,
+            Self::ClickHouse(peer) => &peer.at,
+        }
+    }
 }
 
 impl Brief {

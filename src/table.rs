@@ -52,6 +52,9 @@ pub struct Column {
     pub generated: Option<String>,
     /// Whether the type's binary form at the source is what the destination's type reads. Otherwise the whole table travels as text.
     pub binary: bool,
+    /// Whether the source casts the values to text when it is read: in a binary COPY this column's fields are its texts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub as_text: bool,
 }
 
 /// What tells a table's rows apart in the change stream.

@@ -108,6 +108,9 @@ pub struct Table {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1600))]
     pub columns: Vec<Column>,
+    /// How the table is kept, if the destination is ClickHouse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clickhouse: Option<super::clickhouse::ClickHouseTable>,
 }
 
 /// A column that bears another name or type at the destination.

@@ -27,15 +27,18 @@ use super::{
     doc = "One connection to a database that mirrors read from or write to.",
     validation = Rule::new("size(self.metadata.name) <= 45").message("the name of a Peer may have 45 characters at most: its check Job is named after it"),
     printcolumn(name = "Type", type_ = "string", json_path = ".status.type"),
-    printcolumn(name = "Host", type_ = "string", json_path = ".spec.postgres.host"),
-    printcolumn(name = "Database", type_ = "string", json_path = ".spec.postgres.database"),
+    printcolumn(name = "Host", type_ = "string", json_path = ".spec['postgres','clickhouse'].host"),
+    printcolumn(name = "Database", type_ = "string", json_path = ".spec['postgres','clickhouse'].database"),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.serverVersion"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.postgres)").message("exactly one kind of database must be given: postgres"))]
+#[x_kube(
+    validation = Rule::new("has(self.postgres) != has(self.clickhouse)").message("exactly one kind of database must be given: postgres or clickhouse"),
+    validation = Rule::new("has(self.postgres) || !('Source' in self.roles)").message("only a PostgreSQL database can have the role Source")
+)]
 pub struct PeerSpec {
     /// What mirrors use this peer for; the check covers the needs of these roles.
     #[schemars(length(min = 1, max = 2), extend("x-kubernetes-list-type" = "set"))]
@@ -43,6 +46,9 @@ pub struct PeerSpec {
     /// A PostgreSQL database, version 14 or newer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgres: Option<PostgresPeer>,
+    /// A ClickHouse server, version 24.12 or newer. Destination only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clickhouse: Option<ClickHousePeer>,
 }
 
 /// What a mirror uses a peer for.
@@ -80,6 +86,37 @@ pub struct PostgresPeer {
     /// How long to wait for a connection.
     #[serde(default = "default_connect_timeout")]
     pub connect_timeout: Span,
+}
+
+/// How to reach a ClickHouse server, over HTTP.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClickHousePeer {
+    /// Host name or address.
+    #[schemars(length(min = 1, max = 253))]
+    pub host: String,
+    /// TCP port of the HTTP interface; with TLS usually 8443.
+    #[serde(default = "default_clickhouse_port")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+    /// Name of the database that holds the ledger and, unless the Mirror says otherwise, the tables. Its engine must be Atomic.
+    #[schemars(length(min = 1, max = 63))]
+    pub database: String,
+    /// Name of the user.
+    #[schemars(length(min = 1, max = 63))]
+    pub user: String,
+    /// The Secret and key that hold the user's password. Without it no password is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_secret_ref: Option<SecretKeyRef>,
+    /// Encryption of the connection. A port of ClickHouse speaks either TLS or plain HTTP: Prefer is plain HTTP.
+    #[serde(default)]
+    pub tls: Tls,
+    /// How long to wait for a connection.
+    #[serde(default = "default_connect_timeout")]
+    pub connect_timeout: Span,
+    /// Settings of every query, such as `max_memory_usage`.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub settings: std::collections::BTreeMap<String, String>,
 }
 
 /// A key of a Secret in the same namespace.
@@ -143,7 +180,7 @@ pub struct PeerStatus {
     /// The generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The kind of database: PostgreSQL.
+    /// The kind of database: PostgreSQL or ClickHouse.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub type_: Option<String>,
     /// The server's version as it states it.
@@ -163,6 +200,10 @@ pub struct PeerStatus {
 
 fn default_port() -> u16 {
     5432
+}
+
+fn default_clickhouse_port() -> u16 {
+    8123
 }
 
 fn default_connect_timeout() -> Span {

@@ -2,18 +2,25 @@
 
 use crate::{
     api::peer::Role,
+    brief::DestinationPeer,
+    destination::clickhouse,
     postgres::{Connection, connect},
     report::PeerReport,
     source::{Error, error::connect_failure, preflight},
 };
 
 /// Connects to a peer and says what is missing for its roles, each with the statement that cures it.
-pub async fn run(peer: &Connection, roles: &[Role]) -> PeerReport {
-    let mut report = PeerReport::default();
-    if let Err(error) = look(peer, roles, &mut report).await {
-        report.problems.push(error.failure());
+pub async fn run(peer: &DestinationPeer, roles: &[Role]) -> PeerReport {
+    match peer {
+        DestinationPeer::ClickHouse(peer) => clickhouse::check(peer).await,
+        DestinationPeer::Postgres(peer) => {
+            let mut report = PeerReport::default();
+            if let Err(error) = look(peer, roles, &mut report).await {
+                report.problems.push(error.failure());
+            }
+            report
+        }
     }
-    report
 }
 
 async fn look(peer: &Connection, roles: &[Role], report: &mut PeerReport) -> Result<(), Error> {

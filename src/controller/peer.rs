@@ -8,7 +8,7 @@ use kube::{ResourceExt, runtime::controller::Action};
 use super::{Context, Error, context::KindLabels, ensure::owner, refusal::tell};
 use crate::{
     api::Peer,
-    peer::{CheckFacts, Effect, Observed, check_name, connection, plan},
+    peer::{CheckFacts, Effect, Observed, check_name, destination, plan},
     workload::check_job,
 };
 
@@ -49,7 +49,7 @@ async fn apply(effect: &Effect, peer: &Peer, context: &Context) -> Result<(), Er
     let namespace = peer.namespace().unwrap_or_default();
     match effect {
         Effect::StartCheck => {
-            let Some(connection) = connection(peer, "peer") else { return Ok(()) };
+            let Some(connection) = destination(peer, "peer") else { return Ok(()) };
             let roles: Vec<String> = peer.spec.roles.iter().map(|r| format!("{r:?}").to_lowercase()).collect();
             let job = check_job(
                 &namespace,

@@ -1,5 +1,6 @@
 //! Where a mirror's tables live: the contract that every destination keeps, and its implementations.
 
+pub mod clickhouse;
 pub mod postgres;
 
 use std::collections::BTreeSet;
@@ -9,9 +10,11 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 use crate::{
+    api::mirror::Table,
     brief::{Brief, DestinationPeer},
     postgres::Lsn,
     report::{Failure, Load, SwapReport, TableReport},
+    source::type_map::{self, SourceType},
     table::TableSchema,
 };
 
@@ -175,9 +178,14 @@ pub trait Destination: Send + Sync {
     /// How far the load is, and each table.
     async fn progress(&self) -> Result<(Load, Vec<TableReport>), Error>;
 
-    /// Carries soft-deleted and missing rows from the live tables into the shadows that are sealed, and gathers the shadows' statistics. Tables that
-    /// are not sealed yet are left for a later call. Several callers share the work, as with [`seal`](Self::seal).
+    /// Carries soft-deleted and missing rows from the live tables into the shadows, and gathers the shadows' statistics. Needs every table sealed.
     async fn carry(&self) -> Result<(), Error>;
+
+    /// Does what it can of [`carry`](Self::carry) ahead of it, called by workers at the same time, for tables that are sealed. Nothing, where callers
+    /// cannot keep out of each other's way.
+    async fn carry_ahead(&self) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Gives the shadows the live names and retires the old tables. Readers see either all old or all new tables. Needs every table carried.
     async fn swap(&self) -> Result<SwapReport, Error>;
@@ -200,10 +208,35 @@ pub trait Destination: Send + Sync {
     async fn applier(&self) -> Result<Box<dyn Applier>, Error>;
 }
 
+/// How a column's values reach the destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ColumnType {
+    /// See [`Column::destination_type`](crate::table::Column::destination_type).
+    pub destination_type: String,
+    /// See [`Column::binary`](crate::table::Column::binary).
+    pub binary: bool,
+    /// See [`Column::as_text`](crate::table::Column::as_text).
+    pub as_text: bool,
+}
+
+/// How a column of `table` reaches the destination that the brief names. `declared` is its type as the source's catalog prints it, `source` the same with
+/// domains resolved.
+pub fn column_type(brief: &Brief, table: &Table, column: &str, declared: &str, source: &SourceType, not_null: bool) -> ColumnType {
+    match &brief.destination {
+        DestinationPeer::ClickHouse(_) => clickhouse::column_type(table, column, declared, source, not_null),
+        DestinationPeer::Postgres(_) => {
+            let wanted = table.columns.iter().find(|c| c.source == column).and_then(|c| c.type_.as_deref());
+            let mapped = type_map::destination_type(source, wanted);
+            ColumnType { destination_type: mapped.destination_type, binary: mapped.binary, as_text: false }
+        }
+    }
+}
+
 /// The destination that the brief names. Connects when it is first used, so an error here is one of the brief itself.
 pub async fn open(brief: &Brief) -> Result<Box<dyn Destination>, Error> {
     match &brief.destination {
         DestinationPeer::Postgres(to) => Ok(Box::new(postgres::Postgres::new(brief.clone(), to.clone()))),
+        DestinationPeer::ClickHouse(to) => Ok(Box::new(clickhouse::ClickHouse::new(brief.clone(), to.clone()))),
     }
 }
 
@@ -264,7 +297,8 @@ pub struct Counts {
     pub deletes: u64,
 }
 
-/// Writes the change stream. All writes since the last [`commit`](Self::commit) become visible with it, together, or not at all.
+/// Writes the change stream. Where the destination has transactions, all writes since the last [`commit`](Self::commit) become visible with it, together,
+/// or not at all. Elsewhere they are visible at once, and doing them again after an error changes nothing.
 ///
 /// After an error the applier is of no further use: drop it, open another and start from its [`position`](Self::position).
 #[async_trait]
@@ -272,19 +306,19 @@ pub trait Applier: Send {
     /// The checkpoint: every transaction that ends at or before it is durable here.
     fn position(&self) -> Lsn;
 
-    /// Adds changes of one table. A key occurs at most once in `changes` (a `Rekey`'s old key counts); calls are applied in their order.
+    /// Adds changes of one table; `positions` are where in the source's WAL each was made, the last one where several were folded. A key occurs at most once in `changes` (a `Rekey`'s old key counts); calls are applied in their order.
     /// Memory stays bounded: what was added may be written at once, out of readers' sight.
     /// Errors: [`Error::Permanent`] when the destination refuses this table's changes and will again: the caller parks the table.
-    async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, counts: Counts) -> Result<(), Error>;
+    async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, positions: Vec<Lsn>, counts: Counts) -> Result<(), Error>;
 
-    /// Empties a table; with soft deletes flags all its rows. Errors: as for [`write`](Self::write).
-    async fn truncate(&mut self, table: &TableSchema) -> Result<(), Error>;
+    /// Empties a table; with soft deletes flags all its rows. `position` is that of the source's TRUNCATE. Errors: as for [`write`](Self::write).
+    async fn truncate(&mut self, table: &TableSchema, position: Lsn) -> Result<(), Error>;
 
     /// The source has a new column: adds it, with `fill` (text form) for the rows already there. Records `table` as the new schema.
     async fn add_column(&mut self, table: &TableSchema, column: usize, fill: Option<&str>) -> Result<(), Error>;
 
-    /// The source no longer has this column, so new rows come without it: NULL is allowed there. Records `table` as the new schema.
-    async fn allow_null(&mut self, table: &TableSchema, column: usize) -> Result<(), Error>;
+    /// The source no longer has this column, so new rows come without it: NULL is allowed there. Returns `table` as it is recorded from now on.
+    async fn allow_null(&mut self, table: &TableSchema, column: usize) -> Result<TableSchema, Error>;
 
     /// What differs between the source's table and ours and wants a resync; all of it, in words.
     async fn drift(&mut self, table: &TableSchema, drift: &BTreeSet<String>) -> Result<(), Error>;

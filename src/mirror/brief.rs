@@ -1,10 +1,10 @@
 //! Writing the brief of an epoch from the custom resources.
 
 use crate::{
-    api::{Mirror, MirrorResync, MirrorSpec, Peer, peer::Role},
+    api::{Mirror, MirrorResync, MirrorSpec, Peer, mirror::Table, peer::Role},
     brief::{Brief, DestinationPeer},
     name,
-    peer::connection,
+    peer::{self, connection},
     table::TableName,
     workload::PORT,
 };
@@ -20,8 +20,20 @@ pub fn brief(
 ) -> Result<Brief, String> {
     validate(mirror)?;
     let spec = &mirror.spec;
-    let source = known(source, &spec.source.peer, Role::Source)?;
-    let destination = known(destination, &spec.destination.peer, Role::Destination)?;
+    let source = known(source, &spec.source.peer, Role::Source, connection)?;
+    let destination = known(destination, &spec.destination.peer, Role::Destination, peer::destination)?;
+    let (mut tables, mut soft_delete, mut synced_at_column) =
+        (spec.tables.clone(), spec.soft_delete.clone(), spec.synced_at_column.clone());
+    if let DestinationPeer::ClickHouse(at) = &destination {
+        into_database(&mut tables, &at.at.database);
+        distinct(&tables)?;
+        // The names that PeerDB uses there.
+        for name in [&mut soft_delete.column, &mut synced_at_column] {
+            if name.starts_with("_PEERDB_") {
+                *name = name.to_lowercase();
+            }
+        }
+    }
     let namespace = mirror.metadata.namespace.clone().unwrap_or_default();
     let mirror_name = mirror.metadata.name.clone().unwrap_or_default();
     let defaults: crate::api::MirrorResyncSpec =
@@ -45,11 +57,11 @@ pub fn brief(
         resync: resync.and_then(|r| r.metadata.name.clone()).unwrap_or_default(),
         resync_uid: resync.and_then(|r| r.metadata.uid.clone()).unwrap_or_default(),
         source,
-        destination: DestinationPeer::Postgres(destination),
+        destination,
         publication: spec.source.publication.clone(),
-        tables: spec.tables.clone(),
-        soft_delete: spec.soft_delete.clone(),
-        synced_at_column: spec.synced_at_column.clone(),
+        tables,
+        soft_delete,
+        synced_at_column,
         snapshot,
         replication: spec.replication.clone(),
         carry: wanted.carry.clone(),
@@ -69,13 +81,7 @@ pub fn made_from(brief: &Brief, spec: &MirrorSpec) -> bool {
 
 /// What CEL cannot say of a Mirror: comparing all destinations would exceed its cost limit.
 pub fn validate(mirror: &Mirror) -> Result<(), String> {
-    let mut seen = std::collections::BTreeMap::new();
-    for table in &mirror.spec.tables {
-        let destination = table.destination.as_ref().unwrap_or(&table.source);
-        if let Some(other) = seen.insert(TableName::parse(destination), &table.source) {
-            return Err(format!("{other:?} and {:?} have the same destination {destination:?}.", table.source));
-        }
-    }
+    distinct(&mirror.spec.tables)?;
     for table in &mirror.spec.tables {
         for text in std::iter::once(&table.source).chain(&table.destination) {
             let name = TableName::parse(text).ok_or_else(|| format!("{text:?} is not a table name of the form schema.table."))?;
@@ -89,7 +95,28 @@ pub fn validate(mirror: &Mirror) -> Result<(), String> {
     Ok(())
 }
 
-fn known(peer: Option<&Peer>, name: &str, role: Role) -> Result<crate::postgres::Connection, String> {
+fn distinct(tables: &[Table]) -> Result<(), String> {
+    let mut seen = std::collections::BTreeMap::new();
+    for table in tables {
+        let destination = table.destination.as_ref().unwrap_or(&table.source);
+        if let Some(other) = seen.insert(TableName::parse(destination), &table.source) {
+            return Err(format!("{other:?} and {:?} have the same destination {destination:?}.", table.source));
+        }
+    }
+    Ok(())
+}
+
+/// Tables that name no destination go into this database.
+fn into_database(tables: &mut [Table], database: &str) {
+    let database = if database.contains(['.', '"']) { format!("\"{}\"", database.replace('"', "\"\"")) } else { database.into() };
+    for table in tables {
+        if let (None, Some(source)) = (&table.destination, TableName::parse(&table.source)) {
+            table.destination = Some(format!("{database}.{}", source.name));
+        }
+    }
+}
+
+fn known<T>(peer: Option<&Peer>, name: &str, role: Role, reach: impl Fn(&Peer, &str) -> Option<T>) -> Result<T, String> {
     let peer = peer.ok_or_else(|| format!("Peer {name:?} does not exist in this namespace; create it."))?;
     if !peer.spec.roles.contains(&role) {
         return Err(format!("Peer {name:?} does not have the role {role:?}; add it to its spec.roles."));
@@ -98,5 +125,5 @@ fn known(peer: Option<&Peer>, name: &str, role: Role) -> Result<crate::postgres:
         Role::Source => "source",
         Role::Destination => "destination",
     };
-    connection(peer, side).ok_or_else(|| format!("Peer {name:?} is of a kind that this version does not know."))
+    reach(peer, side).ok_or_else(|| format!("Peer {name:?} is of a kind that this version does not know."))
 }

@@ -3,34 +3,58 @@
 use std::path::PathBuf;
 
 use crate::{
-    api::{Peer, peer::SecretKeyRef},
+    api::{
+        Peer,
+        peer::{SecretKeyRef, Tls},
+    },
+    brief::DestinationPeer,
+    destination::clickhouse,
     postgres::{Connection, connect::SecretFile},
 };
 
-/// How a pod reaches the peer in the role `side` (`source`, `destination` or `peer`), which names the folder of its secrets.
-/// `None` if the Peer is of a kind that this version does not know.
+/// How a pod reaches the PostgreSQL database that the peer is, in the role `side` (`source` or `peer`), which names the folder of its secrets.
+/// `None` if it is not one.
 pub fn connection(peer: &Peer, side: &str) -> Option<Connection> {
     let postgres = peer.spec.postgres.as_ref()?;
+    let at = (postgres.host.as_str(), postgres.port);
+    let who = (postgres.database.as_str(), postgres.user.as_str(), postgres.password_secret_ref.as_ref());
+    Some(reach(peer, side, at, who, &postgres.tls, &postgres.connect_timeout))
+}
+
+/// The same for a peer of whatever kind, in the role `destination` or `peer`. `None` if this version does not know the kind.
+pub fn destination(peer: &Peer, side: &str) -> Option<DestinationPeer> {
+    let Some(clickhouse) = &peer.spec.clickhouse else { return connection(peer, side).map(DestinationPeer::Postgres) };
+    let at = (clickhouse.host.as_str(), clickhouse.port);
+    let who = (clickhouse.database.as_str(), clickhouse.user.as_str(), clickhouse.password_secret_ref.as_ref());
+    let at = reach(peer, side, at, who, &clickhouse.tls, &clickhouse.connect_timeout);
+    Some(DestinationPeer::ClickHouse(clickhouse::Peer { at, settings: clickhouse.settings.clone() }))
+}
+
+fn reach(
+    peer: &Peer,
+    side: &str,
+    (host, port): (&str, u16),
+    (database, user, password): (&str, &str, Option<&SecretKeyRef>),
+    tls: &Tls,
+    timeout: &crate::api::quantity::Span,
+) -> Connection {
     let file = |what: &str, secret: &str, key: &str| SecretFile {
         path: PathBuf::from(format!("/etc/mirror-operator/{side}/{what}/value")),
         secret: secret.into(),
         key: key.into(),
     };
     let by_ref = |what: &str, reference: &SecretKeyRef| file(what, &reference.name, &reference.key);
-    Some(Connection {
+    let certificate = tls.client_certificate_secret_ref.as_ref();
+    Connection {
         peer: peer.metadata.name.clone().unwrap_or_default(),
-        host: postgres.host.clone(),
-        port: postgres.port,
-        database: postgres.database.clone(),
-        user: postgres.user.clone(),
-        password: postgres.password_secret_ref.as_ref().map(|r| by_ref("password", r)),
-        tls: postgres.tls.mode,
-        ca: postgres.tls.ca_secret_ref.as_ref().map(|r| by_ref("ca", r)),
-        client_certificate: postgres
-            .tls
-            .client_certificate_secret_ref
-            .as_ref()
-            .map(|r| (file("certificate", &r.name, "tls.crt"), file("key", &r.name, "tls.key"))),
-        connect_timeout_millis: u64::try_from(postgres.connect_timeout.get().as_millis()).unwrap_or(u64::MAX),
-    })
+        host: host.into(),
+        port,
+        database: database.into(),
+        user: user.into(),
+        password: password.map(|r| by_ref("password", r)),
+        tls: tls.mode,
+        ca: tls.ca_secret_ref.as_ref().map(|r| by_ref("ca", r)),
+        client_certificate: certificate.map(|r| (file("certificate", &r.name, "tls.crt"), file("key", &r.name, "tls.key"))),
+        connect_timeout_millis: u64::try_from(timeout.get().as_millis()).unwrap_or(u64::MAX),
+    }
 }

@@ -3,5 +3,5 @@
 mod connection;
 mod plan;
 
-pub use connection::connection;
+pub use connection::{connection, destination};
 pub use plan::{CheckFacts, Effect, Observed, Plan, check_name, plan};

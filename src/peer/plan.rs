@@ -97,7 +97,7 @@ pub fn plan(peer: &Peer, seen: &Observed, now: Timestamp) -> Plan {
         return Plan { effects, status, next_look: Some(Duration::from_secs(2)) };
     }
     status.observed_generation = generation;
-    status.type_ = Some("PostgreSQL".into());
+    status.type_ = Some(if peer.spec.clickhouse.is_some() { "ClickHouse" } else { "PostgreSQL" }.into());
     let (verdict, reason, message) = judge(check, &mut status);
     if ready.as_ref().is_none_or(|c| c.message != message || c.status != verdict.as_str()) {
         effects.push(Effect::Say(Notice { warning: verdict != Verdict::True, reason: reason.clone(), message: message.clone() }));

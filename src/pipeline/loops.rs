@@ -24,7 +24,7 @@ pub async fn check(brief: &Brief, source: &Client, tables: &[TableSchema]) -> Re
     if found.is_empty() {
         return Ok(found);
     }
-    let DestinationPeer::Postgres(to) = &brief.destination;
+    let DestinationPeer::Postgres(to) = &brief.destination else { return Ok(vec![]) };
     let destination = connect::connect(to, &slot::housekeeping(brief)).await.map_err(DestinationError::from)?;
     Ok(if are_one(source, &destination).await? { found } else { vec![] })
 }

@@ -96,7 +96,7 @@ impl<'a> Worker<'a> {
     async fn finish(&mut self) -> Result<(), Trouble> {
         self.destination.seal().await?;
         self.patience.renew();
-        self.destination.carry().await?;
+        self.destination.carry_ahead().await?;
         self.patience.renew();
         Ok(())
     }

@@ -12,7 +12,7 @@ use crate::{
         Lsn, ident, literal,
         wire::{CopySession, WireError},
     },
-    table::TableSchema,
+    table::{Column, TableSchema},
 };
 
 /// Rows are passed on in pieces of about this size: a message for each would cost more than the row.
@@ -21,6 +21,10 @@ pub const PIECE: usize = 256 << 10;
 const CAPACITY: usize = PIECE + (PIECE >> 2);
 /// Pieces between the reader and the writer.
 pub const PIECES: usize = 3;
+
+/// A chunk that is read again brings the same rows in the same order: scans begin at the front, whoever else is at the table, and one process reads. A destination
+/// without transactions tells by that what it has already.
+const SAME_ORDER: &str = "SET synchronize_seqscans = off; SET max_parallel_workers_per_gather = 0";
 
 /// A session that reads chunks, one at a time.
 pub struct Reader {
@@ -38,7 +42,9 @@ pub struct Rows<'a> {
 impl Reader {
     /// Connects.
     pub async fn connect(brief: &Brief) -> Result<Self, Error> {
-        Ok(Self { session: CopySession::connect(&brief.source, &brief.application_name("reader")).await? })
+        let mut session = CopySession::connect(&brief.source, &brief.application_name("reader")).await?;
+        session.query(SAME_ORDER).await.map_err(|cause| reading("preparing a reader", cause))?;
+        Ok(Self { session })
     }
 
     /// Begins to read a chunk as the snapshot `name` sees it. The transaction is short, so that whoever waits for the table's lock waits for one chunk.
@@ -119,8 +125,8 @@ pub async fn rewritten(client: &Client, relations: &[u32]) -> Result<bool, Error
 }
 
 /// The statement that reads a chunk. ONLY, because each leaf of a partitioned table is read by itself.
-fn statement(table: &TableSchema, relation: &str, chunk: &Chunk) -> String {
-    let columns: Vec<String> = table.copied().map(|c| ident(&c.source)).collect();
+pub fn statement(table: &TableSchema, relation: &str, chunk: &Chunk) -> String {
+    let columns: Vec<String> = table.copied().map(value).collect();
     let mut bounds = Vec::new();
     if chunk.first_block > 0 {
         bounds.push(format!("ctid >= '({},0)'::tid", chunk.first_block));
@@ -131,6 +137,13 @@ fn statement(table: &TableSchema, relation: &str, chunk: &Chunk) -> String {
     let condition = if bounds.is_empty() { String::new() } else { format!(" WHERE {}", bounds.join(" AND ")) };
     let format = if table.binary() { "binary" } else { "text" };
     format!("COPY (SELECT {} FROM ONLY {relation}{condition}) TO STDOUT (FORMAT {format})", columns.join(", "))
+}
+
+/// What is read of a column. As text it is what the type's output function prints, as in the change stream: some casts to text print otherwise (inet), and
+/// some values that are not NULL are neither IS NULL nor IS NOT NULL (composites).
+fn value(column: &Column) -> String {
+    let name = ident(&column.source);
+    if column.as_text { format!("CASE WHEN num_nulls({name}) = 0 THEN format('%s', {name}) END") } else { name }
 }
 
 /// Asks for the name of now, quoted and qualified as the session's `search_path` is empty: a table may have been renamed since the snapshot.
@@ -150,7 +163,7 @@ fn are_rewritten(relations: &[u32]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::{Column, Identity, TableName};
+    use crate::table::{Identity, TableName};
 
     fn table(binary: bool) -> TableSchema {
         let column = |name: &str, generated: Option<&str>| Column {
@@ -162,6 +175,7 @@ mod tests {
             not_null: false,
             generated: generated.map(str::to_string),
             binary,
+            as_text: name == "cast",
         };
         let name = TableName { schema: "public".into(), name: "t".into() };
         TableSchema {
@@ -169,7 +183,7 @@ mod tests {
             source: name.clone(),
             source_oid: 1,
             destination: name,
-            columns: vec![column("a", None), column("sum", Some("a + 1")), column("b \"c\"", None)],
+            columns: vec![column("a", None), column("sum", Some("a + 1")), column("b \"c\"", None), column("cast", None)],
             identity: Identity::FullRow,
         }
     }
@@ -178,7 +192,7 @@ mod tests {
     fn a_chunk_reads_exactly_its_blocks() {
         let chunk = |first_block, end_block| Chunk { number: 0, partition: 0, table: 0, relation: 1, first_block, end_block, bytes: 0 };
         let sql = |binary, first, end| statement(&table(binary), "public.t", &chunk(first, end));
-        let select = r#"COPY (SELECT "a", "b ""c""" FROM ONLY public.t"#;
+        let select = r#"COPY (SELECT "a", "b ""c""", CASE WHEN num_nulls("cast") = 0 THEN format('%s', "cast") END FROM ONLY public.t"#;
         assert_eq!(sql(true, 0, None), format!("{select}) TO STDOUT (FORMAT binary)"));
         assert_eq!(sql(false, 0, Some(8)), format!("{select} WHERE ctid < '(8,0)'::tid) TO STDOUT (FORMAT text)"));
         assert_eq!(

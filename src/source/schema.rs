@@ -2,13 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::{
-    error::failure,
-    type_map::{SourceType, destination_type},
-};
+use super::{error::failure, type_map::SourceType};
 use crate::{
     api::mirror::Table,
     brief::Brief,
+    destination::column_type,
     postgres::qualified,
     report::Failure,
     table::{Column, Identity, TableName, TableSchema},
@@ -92,7 +90,7 @@ pub fn build(brief: &Brief, number: u32, wanted: &Table, name: &TableName, facts
     refuse_rights(brief, name, facts, &mut problems);
     refuse_unknown_columns(wanted, name, facts, &mut problems);
     let kept: Vec<&ColumnFacts> = facts.columns.iter().filter(|c| !wanted.exclude_columns.contains(&c.name)).collect();
-    let columns: Vec<Column> = kept.iter().map(|facts| column(wanted, facts)).collect();
+    let columns: Vec<Column> = kept.iter().map(|facts| column(brief, wanted, facts)).collect();
     refuse_generated(wanted, name, facts, &kept, &mut problems);
     refuse_clashes(brief, name, &columns, &mut problems);
     if columns.iter().all(|c| c.generated.is_some()) {
@@ -113,9 +111,9 @@ pub fn build(brief: &Brief, number: u32, wanted: &Table, name: &TableName, facts
     }
 }
 
-fn column(wanted: &Table, facts: &ColumnFacts) -> Column {
+fn column(brief: &Brief, wanted: &Table, facts: &ColumnFacts) -> Column {
     let own = wanted.columns.iter().find(|c| c.source == facts.name);
-    let mapped = destination_type(&facts.base, own.and_then(|c| c.type_.as_deref()));
+    let mapped = column_type(brief, wanted, &facts.name, &facts.type_text, &facts.base, facts.not_null);
     Column {
         source: facts.name.clone(),
         destination: own.and_then(|c| c.destination.clone()).unwrap_or_else(|| facts.name.clone()),
@@ -125,6 +123,7 @@ fn column(wanted: &Table, facts: &ColumnFacts) -> Column {
         not_null: facts.not_null,
         generated: facts.generated.clone(),
         binary: mapped.binary,
+        as_text: mapped.as_text,
     }
 }
 

@@ -59,7 +59,7 @@ impl Batch {
         self.since.get_or_insert_with(Instant::now);
     }
 
-    /// Adds a change that came in so many bytes; hands the batch on when it is large.
+    /// Adds a change that came in so many bytes, of the transaction `at` and made at `position`.
     pub async fn push(
         &mut self,
         table: &TableSchema,
@@ -67,9 +67,10 @@ impl Batch {
         change: Change,
         bytes: usize,
         to: &mut dyn Applier,
-        at: Lsn,
+        (at, position): (Lsn, Lsn),
     ) -> Streamed<()> {
         let fold = self.folds.entry(table.number).or_insert_with(|| Fold::new(key));
+        fold.at(position);
         let before = fold.len();
         if let Err(WriteFirst(change)) = fold.push(change) {
             self.rows -= before;
@@ -111,14 +112,14 @@ impl Batch {
 }
 
 async fn write(table: &TableSchema, fold: &mut Fold, to: &mut dyn Applier, at: Lsn) -> Streamed<()> {
-    let (changes, counts) = fold.take();
-    of_table(to.write(table, changes, counts).await, table, at)
+    let (changes, positions, counts) = fold.take();
+    of_table(to.write(table, changes, positions, counts).await, table, at)
 }
 
 /// What the destination will refuse of one table again is that table's affair.
-pub(super) fn of_table(outcome: Result<(), Error>, table: &TableSchema, at: Lsn) -> Streamed<()> {
+pub(super) fn of_table<T>(outcome: Result<T, Error>, table: &TableSchema, at: Lsn) -> Streamed<T> {
     match outcome {
-        Ok(()) => Ok(()),
+        Ok(value) => Ok(value),
         Err(Error::Permanent(failure)) => Err(parked(table, at, &failure.message)),
         Err(error) => Err(error.into()),
     }

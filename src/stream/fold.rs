@@ -5,7 +5,10 @@
 
 use std::collections::{HashMap, hash_map::Entry};
 
-use crate::destination::{Cell, Counts, RowChange};
+use crate::{
+    destination::{Cell, Counts, RowChange},
+    postgres::Lsn,
+};
 
 /// A change as the source made it. Rows have a cell for each copied column.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +38,10 @@ pub struct Fold {
     /// In the order in which rows were first touched: so they are written, and new ones lie together.
     states: Vec<State>,
     whole: Vec<RowChange>,
+    /// Where the last change of each of `states`, or else of `whole`, was made.
+    positions: Vec<Lsn>,
+    /// Where the next change was made.
+    position: Lsn,
     counts: Counts,
 }
 
@@ -63,7 +70,20 @@ enum State {
 impl Fold {
     /// An empty fold for a table with its key in these places.
     pub fn new(key: &[usize]) -> Self {
-        Self { key: key.to_vec(), places: HashMap::new(), states: Vec::new(), whole: Vec::new(), counts: Counts::default() }
+        Self {
+            key: key.to_vec(),
+            places: HashMap::new(),
+            states: Vec::new(),
+            whole: Vec::new(),
+            positions: Vec::new(),
+            position: Lsn::default(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Changes that are pushed from now on were made at this position.
+    pub fn at(&mut self, position: Lsn) {
+        self.position = position;
     }
 
     /// How many row changes it holds.
@@ -76,21 +96,30 @@ impl Fold {
         self.len() == 0
     }
 
-    /// Takes everything out.
-    pub fn take(&mut self) -> (Vec<RowChange>, Counts) {
+    /// Takes everything out: the changes, where the last one that each of them stands for was made, and counts.
+    pub fn take(&mut self) -> (Vec<RowChange>, Vec<Lsn>, Counts) {
+        let counts = std::mem::take(&mut self.counts);
+        let mut positions = std::mem::take(&mut self.positions);
         let mut changes = std::mem::take(&mut self.whole);
+        if self.states.is_empty() {
+            return (changes, positions, counts);
+        }
         let key = &self.key;
         changes.reserve(self.states.len());
         self.places.clear();
-        changes.extend(self.states.drain(..).filter_map(|state| {
-            Some(match state {
+        let mut kept = 0;
+        for (place, state) in self.states.drain(..).enumerate() {
+            changes.push(match state {
                 State::Upsert { row, deleted } => RowChange::Upsert { row, deleted },
                 State::Delete { key: cells } => RowChange::Delete { key: spread(key, cells) },
                 State::Rekey { old_key, row } => RowChange::Rekey { old_key: spread(key, old_key), row },
-                State::Moved => return None,
-            })
-        }));
-        (changes, std::mem::take(&mut self.counts))
+                State::Moved => continue,
+            });
+            positions.swap(kept, place);
+            kept += 1;
+        }
+        positions.truncate(kept);
+        (changes, positions, counts)
     }
 
     /// Adds a change.
@@ -102,6 +131,7 @@ impl Fold {
         };
         if self.key.is_empty() {
             self.push_whole(change);
+            self.positions.resize(self.whole.len(), self.position);
         } else {
             self.push_keyed(change)?;
         }
@@ -162,19 +192,20 @@ impl Fold {
     fn delete(&mut self, key: Vec<Cell>) -> Result<(), ()> {
         match self.state_mut(&key) {
             None => {
-                self.set(key.clone(), State::Delete { key });
+                self.set(key.clone(), State::Delete { key: key.clone() });
             }
             Some(State::Upsert { deleted, .. }) => *deleted = true,
             Some(State::Delete { .. }) => {}
             Some(State::Rekey { .. } | State::Moved) => return Err(()),
         }
+        self.touch(&key);
         Ok(())
     }
 
     fn update(&mut self, key: Vec<Cell>, mut row: Vec<Cell>) -> Result<(), Vec<Cell>> {
         match self.state_mut(&key) {
             None => {
-                self.set(key, State::Upsert { row, deleted: false });
+                self.set(key.clone(), State::Upsert { row, deleted: false });
             }
             Some(State::Upsert { row: before, deleted }) => {
                 merge(&mut row, before);
@@ -187,6 +218,7 @@ impl Fold {
             // The source does not update a row that is not there; in doubt, one after the other.
             Some(State::Delete { .. } | State::Moved) => return Err(row),
         }
+        self.touch(&key);
         Ok(())
     }
 
@@ -201,6 +233,7 @@ impl Fold {
                 }
                 merge(&mut row, before);
                 *deleted = true;
+                self.touch(&from);
                 self.set(to, State::Upsert { row, deleted: false });
             }
             Some(_) => return Err(row),
@@ -226,11 +259,22 @@ impl Fold {
 
     fn set(&mut self, key: Vec<Cell>, state: State) {
         match self.places.entry(key) {
-            Entry::Occupied(at) => self.states[*at.get()] = state,
+            Entry::Occupied(at) => {
+                self.states[*at.get()] = state;
+                self.positions[*at.get()] = self.position;
+            }
             Entry::Vacant(at) => {
                 at.insert(self.states.len());
                 self.states.push(state);
+                self.positions.push(self.position);
             }
+        }
+    }
+
+    /// The state of this key has changed now.
+    fn touch(&mut self, key: &[Cell]) {
+        if let Some(place) = self.places.get(key) {
+            self.positions[*place] = self.position;
         }
     }
 
@@ -376,7 +420,8 @@ mod tests {
             let mut fold = Fold::new(&[0]);
             let mut counted = 0;
             let mut write = |fold: &mut Fold| {
-                let (changes, counts) = fold.take();
+                let (changes, positions, counts) = fold.take();
+                assert_eq!(changes.len(), positions.len());
                 counted += counts.inserts + counts.updates + counts.deletes;
                 // The order of rows is open: turn it around at will.
                 changes.into_iter().rev().for_each(|change| apply(&mut folded, change, soft));
@@ -408,7 +453,7 @@ mod tests {
         let mut fold = Fold::new(&[]);
         fold.push(Change::Insert(vec![text(1), text(2)])).unwrap();
         fold.push(Change::Update { old: Some(vec![text(1), text(2)]), full: true, row: vec![text(3), Cell::Unchanged] }).unwrap();
-        let (changes, counts) = fold.take();
+        let (changes, _, counts) = fold.take();
         assert_eq!(
             changes,
             vec![
@@ -418,5 +463,31 @@ mod tests {
             ]
         );
         assert_eq!(counts, Counts { inserts: 1, updates: 1, deletes: 0 });
+    }
+
+    #[test]
+    fn each_row_bears_the_position_of_its_last_change() {
+        let mut fold = Fold::new(&[0]);
+        let key = |k: u32| vec![text(k), Cell::Null, Cell::Null];
+        let row = |k: u32, v: Cell| vec![text(k), v, text(0)];
+        let update = |k, old: Option<u32>, v| Change::Update { old: old.map(key), full: false, row: row(k, v) };
+        let changes = [
+            Change::Insert(row(1, text(1))),
+            Change::Insert(row(2, text(1))),
+            update(1, None, text(2)),
+            // 5 becomes 6 with a value that was not sent: 5 itself needs no change of its own.
+            update(6, Some(5), Cell::Unchanged),
+            Change::Delete(key(2)),
+            Change::Delete(key(3)),
+        ];
+        for (position, change) in changes.into_iter().enumerate() {
+            fold.at(Lsn(position as u64 + 10));
+            fold.push(change).unwrap();
+        }
+        // What has to wait for a write leaves no trace.
+        fold.at(Lsn(99));
+        assert!(fold.push(Change::Delete(key(6))).is_err());
+        let (changes, positions, _) = fold.take();
+        assert_eq!((changes.len(), positions), (4, vec![Lsn(12), Lsn(14), Lsn(13), Lsn(15)]));
     }
 }

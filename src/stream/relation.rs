@@ -137,6 +137,7 @@ mod tests {
             not_null: false,
             generated: generated.map(Into::into),
             binary: true,
+            as_text: false,
         }
     }
 

@@ -13,8 +13,8 @@ use super::{
     relation::{self, Mapping},
 };
 use crate::{
-    brief::Brief,
-    destination::{Applier, Cell, Destination, LedgerTable},
+    brief::{Brief, DestinationPeer},
+    destination::{Applier, Cell, Destination, LedgerTable, clickhouse},
     postgres::{
         self, Lsn,
         connect::words,
@@ -23,6 +23,7 @@ use crate::{
     source::{
         pgoutput::{self, Message, OldRow, Relation},
         slot,
+        type_map::{Kind, SourceType},
     },
     table::{Column, TableSchema},
 };
@@ -45,6 +46,8 @@ struct Session<'a> {
     batch: Batch,
     /// The transaction that is being read.
     transaction: Option<Transaction>,
+    /// Where the change that is being read was made.
+    position: Lsn,
     /// Everything before this was read.
     reached: Lsn,
     checkpoint: Instant,
@@ -107,8 +110,21 @@ pub(super) async fn stream(
     let batch = Batch::new(settings.batch_rows, settings.batch_interval.get());
     let (status, relations, catalog) = (frames.status(), HashMap::new(), Catalog::new(brief));
     let checkpoint = Instant::now();
-    let mut session =
-        Session { brief, applier, health, catalog, status, schemas, rules, relations, batch, transaction: None, reached: from, checkpoint };
+    let mut session = Session {
+        brief,
+        applier,
+        health,
+        catalog,
+        status,
+        schemas,
+        rules,
+        relations,
+        batch,
+        transaction: None,
+        position: from,
+        reached: from,
+        checkpoint,
+    };
     session.read(&mut frames).await
 }
 
@@ -152,7 +168,8 @@ impl Session<'_> {
             };
             for frame in frames {
                 match frame {
-                    Frame::Data(bytes) => {
+                    Frame::Data(position, bytes) => {
+                        self.position = position;
                         let size = bytes.len();
                         self.message(pgoutput::decode(bytes)?, size).await?;
                     }
@@ -241,7 +258,7 @@ impl Session<'_> {
         };
         let schema = self.schemas.get(table).ok_or_else(unknown)?;
         let change = sent.read(mapping).ok_or_else(|| StreamError::Nonsense { at, what: format!("a row of {}", schema.source) })?;
-        self.batch.push(schema, mapping.key(), change, size, self.applier.as_mut(), at).await?;
+        self.batch.push(schema, mapping.key(), change, size, self.applier.as_mut(), (at, self.position)).await?;
         if self.batch.is_large() {
             self.batch.write(&self.schemas, self.applier.as_mut(), at).await?;
         }
@@ -271,7 +288,7 @@ impl Session<'_> {
         self.batch.write(&self.schemas, self.applier.as_mut(), at).await?;
         self.batch.touch();
         for table in emptied.iter().filter_map(|number| self.schemas.get(number)) {
-            of_table(self.applier.truncate(table).await, table, at)?;
+            of_table(self.applier.truncate(table, self.position).await, table, at)?;
         }
         Ok(())
     }
@@ -342,16 +359,25 @@ impl Session<'_> {
                     column.name
                 ));
             }
-            let wanted = self.brief.tables.get(number as usize).and_then(|t| t.columns.iter().find(|c| c.source == column.name));
+            let table = self.brief.tables.get(number as usize);
+            let wanted = table.and_then(|t| t.columns.iter().find(|c| c.source == column.name));
+            let typed = match (&self.brief.destination, table) {
+                (DestinationPeer::ClickHouse(_), Some(table)) => {
+                    let source = SourceType { oid: column.type_oid, text: kind.clone(), kind: Kind::Base, element: None, sendable: true };
+                    clickhouse::column_type(table, &column.name, &kind, &source, known.not_null).destination_type
+                }
+                _ => wanted.and_then(|w| w.type_.clone()).unwrap_or_else(|| destination_type(column.type_oid, kind.clone())),
+            };
             schema.columns.push(Column {
                 source: column.name.clone(),
                 destination: wanted.and_then(|w| w.destination.clone()).unwrap_or_else(|| column.name.clone()),
-                source_type: kind.clone(),
+                source_type: kind,
                 source_type_oid: column.type_oid,
-                destination_type: wanted.and_then(|w| w.type_.clone()).unwrap_or_else(|| destination_type(column.type_oid, kind)),
+                destination_type: typed,
                 not_null: known.not_null,
                 generated: None,
                 binary: false,
+                as_text: false,
             });
             of_table(self.applier.add_column(&schema, schema.columns.len() - 1, known.fill.as_deref()).await, &schema, at)?;
             tracing::info!(table = %schema.destination, column = %column.name, "column added at the destination");
@@ -368,8 +394,8 @@ impl Session<'_> {
             schema.columns[*place].not_null = false;
             let at = self.at();
             self.batch.write(&self.schemas, self.applier.as_mut(), at).await?;
-            of_table(self.applier.allow_null(&schema, *place).await, &schema, at)?;
-            self.schemas.insert(number, schema);
+            let relaxed = of_table(self.applier.allow_null(&schema, *place).await, &schema, at)?;
+            self.schemas.insert(number, relaxed);
             self.batch.touch();
         }
         Ok(())

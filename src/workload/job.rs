@@ -17,7 +17,6 @@ use super::pod::{EPOCH_LABEL, MIRROR_LABEL, PodShape, RESYNC_LABEL, labels, temp
 use crate::{
     brief::{Brief, DestinationPeer},
     name,
-    postgres::Connection,
     report::EXIT_PERMANENT,
     resync,
 };
@@ -64,14 +63,13 @@ fn brief_job(name: String, shape: Shape<'_>, owner: &OwnerReference) -> Job {
     let brief = shape.brief;
     let epoch = brief.epoch.to_string();
     let labels = labels(shape.component, &[(MIRROR_LABEL, &brief.mirror), (EPOCH_LABEL, &epoch), (RESYNC_LABEL, &brief.resync)]);
-    let DestinationPeer::Postgres(destination) = &brief.destination;
     let pod = template(PodShape {
         labels: labels.clone(),
         image: shape.image,
         args: shape.args,
         env: vec![],
         brief: Some(name::pipeline(&brief.mirror, brief.epoch)),
-        connections: vec![&brief.source, destination],
+        connections: vec![&brief.source, brief.destination.connection()],
         memory: shape.memory,
         node_selector: brief.snapshot.node_selector.clone(),
         restart: "Never",
@@ -142,7 +140,7 @@ pub fn check_job(
     namespace: &str,
     name: &str,
     peer: &str,
-    connection: &Connection,
+    connection: &DestinationPeer,
     roles: &str,
     image: &str,
     owner: &OwnerReference,
@@ -155,7 +153,7 @@ pub fn check_job(
         args: vec!["check".into(), "--roles".into(), roles.into()],
         env: vec![EnvVar { name: "MIRROR_PEER".into(), value: Some(connection_json), ..EnvVar::default() }],
         brief: None,
-        connections: vec![connection],
+        connections: vec![connection.connection()],
         memory: (32, 128),
         node_selector: BTreeMap::new(),
         restart: "Never",

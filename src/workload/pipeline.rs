@@ -14,10 +14,7 @@ use k8s_openapi::{
 };
 
 use super::pod::{EPOCH_LABEL, MIRROR_LABEL, PodShape, RESYNC_LABEL, labels, template};
-use crate::{
-    brief::{Brief, DestinationPeer},
-    name,
-};
+use crate::{brief::Brief, name};
 
 /// Where a pipeline pod answers.
 pub const PORT: u16 = 8080;
@@ -71,14 +68,13 @@ pub fn pipeline_service(brief: &Brief, owner: &OwnerReference) -> Service {
 pub fn pipeline_set(brief: &Brief, image: &str, replicas: i32, owner: &OwnerReference) -> StatefulSet {
     let mut pod_labels = own_labels(brief);
     pod_labels.insert(RESYNC_LABEL.into(), brief.resync.clone());
-    let DestinationPeer::Postgres(destination) = &brief.destination;
     let mut pod = template(PodShape {
         labels: pod_labels,
         image,
         args: vec!["pipeline".into()],
         env: vec![],
         brief: Some(name::pipeline(&brief.mirror, brief.epoch)),
-        connections: vec![&brief.source, destination],
+        connections: vec![&brief.source, brief.destination.connection()],
         memory: (64, 512),
         node_selector: brief.snapshot.node_selector.clone(),
         restart: "Always",

@@ -1,4 +1,4 @@
-//! What is carried from the old tables, on PostgreSQL.
+//! What is carried from the old tables.
 
 use mirror_operator::{
     destination::{Destination, Error},
@@ -7,7 +7,8 @@ use mirror_operator::{
 };
 
 use crate::{
-    fixture::{Fixture, from_loaded, open, table, until_loaded, whole},
+    fixture::{Fixture, for_every_kind, from_loaded, open, table, until_loaded, whole},
+    on_clickhouse::OnClickHouse,
     on_postgres::OnPostgres,
 };
 
@@ -19,12 +20,10 @@ const COLUMNS: &[&str] = &["id bigint!", "name text"];
 const ROWS: &str = "SELECT id, name, \"_PEERDB_IS_DELETED\" FROM public.people ORDER BY 1";
 
 /// A first epoch with rows 1 to 4, of which 2 and 3 were deleted a day later, at a known time.
-async fn history() -> OnPostgres {
-    let place = OnPostgres::new().await;
-    whole(&*open(&place.brief(1)).await, &[(people(COLUMNS), &["1\tone", "2\ttwo", "3\tthree", "4\tfour"])]).await;
-    place
-        .run("UPDATE public.people SET \"_PEERDB_IS_DELETED\" = true, \"_PEERDB_SYNCED_AT\" = '2024-02-29 12:00:00.123456Z' WHERE id IN (2, 3)")
-        .await;
+async fn history<F: Fixture>() -> F {
+    let place = F::new().await;
+    whole(&*open(&place.brief(1)).await, &[(place.adapt(people(COLUMNS)), &["1\tone", "2\ttwo", "3\tthree", "4\tfour"])]).await;
+    place.flag(&[2, 3], "2024-02-29 12:00:00.123456").await;
     place
 }
 
@@ -32,40 +31,53 @@ async fn only_report(at: &dyn Destination) -> TableReport {
     at.progress().await.unwrap().1.remove(0)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn deleted_rows_keep_their_time_missing_ones_are_flagged_now_and_reinserted_ones_stay_alive() {
-    let place = history().await;
+async fn deleted_rows_keep_their_time_missing_ones_are_flagged_now_and_reinserted_ones_stay_alive<F: Fixture>() {
+    let place = history::<F>().await;
     let at = open(&place.brief(2)).await;
     // 3 was inserted again; 4 is gone and its delete was never seen.
-    whole(&*at, &[(people(COLUMNS), &["1\tone", "3\tthree again"])]).await;
-    assert_eq!(place.rows(ROWS).await, ["1|one|f", "2|two|t", "3|three again|f", "4|four|t"]);
-    let times =
-        "SELECT id, CASE WHEN \"_PEERDB_SYNCED_AT\" = begun_at THEN 'begun' ELSE \"_PEERDB_SYNCED_AT\"::text END FROM public.people,
-                 _mirror_operator.epoch WHERE epoch = 2 AND id IN (2, 4) ORDER BY 1";
-    assert_eq!(place.rows(times).await, ["2|2024-02-29 12:00:00.123456+00", "4|begun"]);
+    whole(&*at, &[(place.adapt(people(COLUMNS)), &["1\tone", "3\tthree again"])]).await;
+    let rows = async || place.read("people", &["id", "name"]).await;
+    assert_eq!(rows().await, ["1|one|f", "2|two|t", "3|three again|f", "4|four|t"]);
+    let times = place.times(2).await;
+    assert!(times[0].starts_with("2|2024-02-29 12:00:00.123456") && times[1] == "4|begun", "{times:?}");
     let report = only_report(&*at).await;
     assert_eq!((report.rows_loaded, report.carried_deleted, report.carried_missing, report.note), (2, 1, 1, None));
     // And once more: what was carried is carried on.
-    whole(&*open(&place.brief(3)).await, &[(people(COLUMNS), &["1\tone"])]).await;
-    assert_eq!(place.rows(ROWS).await, ["1|one|f", "2|two|t", "3|three again|t", "4|four|t"]);
+    whole(&*open(&place.brief(3)).await, &[(place.adapt(people(COLUMNS)), &["1\tone"])]).await;
+    assert_eq!(rows().await, ["1|one|f", "2|two|t", "3|three again|t", "4|four|t"]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn each_kind_of_row_can_be_left_behind() {
+async fn each_kind_of_row_can_be_left_behind<F: Fixture>() {
     for (soft_deleted, missing, expected) in
         [(true, false, &["1|one|f", "2|two|t", "3|three|t"][..]), (false, true, &["1|one|f", "4|four|t"]), (false, false, &["1|one|f"])]
     {
-        let place = history().await;
+        let place = history::<F>().await;
         let mut brief = place.brief(2);
         (brief.carry.soft_deleted, brief.carry.missing) = (soft_deleted, missing);
-        whole(&*open(&brief).await, &[(people(COLUMNS), &["1\tone"])]).await;
-        assert_eq!(place.rows(ROWS).await, expected);
+        whole(&*open(&brief).await, &[(place.adapt(people(COLUMNS)), &["1\tone"])]).await;
+        assert_eq!(place.read("people", &["id", "name"]).await, expected);
     }
+}
+
+async fn a_value_that_does_not_fit_its_new_type_is_found_before_anything_is_dropped<F: Fixture>() {
+    let place = history::<F>().await;
+    let at = open(&place.brief(2)).await;
+    until_loaded(&*at, &[(place.adapt(people(&["id bigint!", "name uuid"])), &["1\t\\N"])]).await;
+    let Err(Error::Permanent(failure)) = from_loaded(&*at).await else { panic!() };
+    assert_eq!(failure.reason, "CarryCast");
+    assert!(failure.message.contains("\"name\" from ") && !failure.message.contains("two"), "{}", failure.message);
+    assert_eq!(place.read("people", &["id"]).await.len(), 4);
+}
+
+for_every_kind! {
+    deleted_rows_keep_their_time_missing_ones_are_flagged_now_and_reinserted_ones_stay_alive;
+    each_kind_of_row_can_be_left_behind;
+    a_value_that_does_not_fit_its_new_type_is_found_before_anything_is_dropped;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn columns_are_matched_by_name_and_cast_to_their_new_types() {
-    let place = history().await;
+    let place = history::<OnPostgres>().await;
     let at = open(&place.brief(2)).await;
     // The key is a text now, `name` is gone, and `born` is new and NOT NULL, for which carried rows have no value.
     whole(&*at, &[(people(&["id text!", "born date!"]), &["1\t2000-01-01"])]).await;
@@ -79,7 +91,7 @@ async fn columns_are_matched_by_name_and_cast_to_their_new_types() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_not_null_column_stays_so_when_nothing_is_carried() {
-    let place = history().await;
+    let place = history::<OnPostgres>().await;
     let at = open(&place.brief(2)).await;
     let all = ["1\t2000-01-01", "2\t2000-01-01", "3\t2000-01-01", "4\t2000-01-01"];
     whole(&*at, &[(people(&["id bigint!", "born date!"]), &all)]).await;
@@ -88,22 +100,11 @@ async fn a_new_not_null_column_stays_so_when_nothing_is_carried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_value_that_does_not_fit_its_new_type_is_found_before_anything_is_dropped() {
-    let place = history().await;
-    let at = open(&place.brief(2)).await;
-    until_loaded(&*at, &[(people(&["id bigint!", "name uuid"]), &["1\t\\N"])]).await;
-    let Err(Error::Permanent(failure)) = from_loaded(&*at).await else { panic!() };
-    assert_eq!(failure.reason, "CarryCast");
-    assert!(failure.message.contains("\"name\" from text to uuid") && !failure.message.contains("two"), "{}", failure.message);
-    assert_eq!(place.rows("SELECT count(*) FROM public.people").await, ["4"]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn where_nothing_can_be_carried_a_note_says_why() {
     let keyless = TableSchema { identity: Identity::FullRow, ..people(COLUMNS) };
     let other_key = people(&["number bigint!", "name text"]);
     for (schema, words) in [(keyless, "no key"), (other_key, "key column \"number\"")] {
-        let place = history().await;
+        let place = history::<OnPostgres>().await;
         let at = open(&place.brief(2)).await;
         whole(&*at, &[(schema, &["1\tone"])]).await;
         let report = only_report(&*at).await;
@@ -111,7 +112,7 @@ async fn where_nothing_can_be_carried_a_note_says_why() {
         assert_eq!((report.carried_deleted, report.carried_missing), (0, 0));
         assert_eq!(place.rows("SELECT count(*) FROM public.people").await, ["1"]);
     }
-    let place = history().await;
+    let place = history::<OnPostgres>().await;
     let mut brief = place.brief(2);
     brief.soft_delete.enabled = false;
     let at = open(&brief).await;
@@ -121,7 +122,7 @@ async fn where_nothing_can_be_carried_a_note_says_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_row_that_clashes_with_a_new_one_in_a_unique_index_is_left_out_and_counted() {
-    let place = history().await;
+    let place = history::<OnPostgres>().await;
     place.run("CREATE UNIQUE INDEX people_name ON public.people (name)").await;
     let at = open(&place.brief(2)).await;
     // Row 5 has the name that row 2 had.

@@ -4,9 +4,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use mirror_operator::{
-    brief::Brief,
+    api::{mirror, resync},
+    brief::{Brief, DestinationPeer},
     destination::{Boundary, Chunk, Destination, Error, Loaded, Plan},
-    postgres::Lsn,
+    postgres::{Connection, Lsn},
     report::SwapReport,
     table::{Column, Identity, TableName, TableSchema},
 };
@@ -24,15 +25,74 @@ pub trait Fixture: Clone + Send + Sync + 'static {
     async fn run(&self, sql: &str);
     /// The rows of a query as texts, `∅` for NULL, columns joined by `|`, in order.
     async fn rows(&self, sql: &str) -> Vec<String>;
+    /// A table of the suite as this kind has it: PostgreSQL's types and the schema `public` are turned into its own.
+    fn adapt(&self, table: TableSchema) -> TableSchema;
+    /// The rows of a table of the suite, by its first column: the columns as texts, `∅` for NULL, and whether the row is flagged, `t` or `f`; joined by `|`.
+    async fn read(&self, table: &str, columns: &[&str]) -> Vec<String>;
+    /// How many rows a table holds, flagged ones and all.
+    async fn count(&self, table: &str) -> usize;
+    /// What a table is called while it is loaded by the first epoch.
+    fn shadow(&self, table: &str) -> String;
+    /// Epochs that the ledger knows, in order.
+    async fn epochs(&self) -> Vec<u32>;
+    /// Flags rows of `people` as deleted, at this time in UTC.
+    async fn flag(&self, ids: &[i64], at: &str);
+    /// Of the flagged rows of `people` that this epoch carried, the key and the time, or `begun` if that is when the epoch began.
+    async fn times(&self, epoch: u32) -> Vec<String>;
     /// Names of all tables outside the ledger, in order.
     async fn tables(&self) -> Vec<String>;
     /// Removes the ledger as if it had never been there.
     async fn forget_ledger(&self);
 }
 
+/// Runs generic tests for every kind of destination.
+macro_rules! for_every_kind {
+    ($($name:ident;)*) => {
+        mod on_a_postgresql_server {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name::<super::OnPostgres>().await;
+            })*
+        }
+        mod on_a_clickhouse_server {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name::<super::OnClickHouse>().await;
+            })*
+        }
+    };
+}
+pub(crate) use for_every_kind;
+
 /// Opens an epoch.
 pub async fn open(brief: &Brief) -> Box<dyn Destination> {
     mirror_operator::destination::open(brief).await.unwrap()
+}
+
+/// The brief of an epoch of a mirror.
+pub fn brief(uid: &str, epoch: u32, source: Connection, destination: DestinationPeer) -> Brief {
+    Brief {
+        namespace: "default".into(),
+        mirror: "shop".into(),
+        mirror_uid: uid.into(),
+        epoch,
+        previous_epoch: epoch - 1,
+        resync: format!("shop-{epoch}"),
+        resync_uid: format!("0a1b2c3d-0000-4000-9000-{epoch:012}"),
+        pipeline_url: String::new(),
+        source,
+        destination,
+        publication: None,
+        tables: vec![],
+        soft_delete: mirror::SoftDelete::default(),
+        synced_at_column: "_PEERDB_SYNCED_AT".into(),
+        snapshot: mirror::Snapshot::default(),
+        replication: mirror::Replication::default(),
+        carry: resync::Carry::default(),
+        old_snapshot_wait_millis: 2_000,
+        on_old_snapshot: resync::OnOldSnapshot::Proceed,
+        keep_old_millis: 0,
+    }
 }
 
 /// `public.<name>` with columns given as `name type`, `!` for NOT NULL; the first one is the key.
@@ -60,6 +120,7 @@ pub fn column(name: &str, type_: &str, not_null: bool) -> Column {
         not_null,
         generated: None,
         binary: false,
+        as_text: false,
     }
 }
 

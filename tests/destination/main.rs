@@ -6,9 +6,12 @@
 mod support;
 
 mod carry;
+mod clickhouse;
 mod contract;
 mod fixture;
+mod on_clickhouse;
 mod on_postgres;
 mod proxy;
 mod speed;
 mod swap;
+mod types;

@@ -4,13 +4,17 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use mirror_operator::{
-    api::{mirror, resync},
     brief::{Brief, DestinationPeer},
     postgres::{self, Connection, ident},
+    table::TableSchema,
 };
 use tokio_postgres::SimpleQueryMessage;
 
-use crate::{fixture::Fixture, proxy::Proxy, support};
+use crate::{
+    fixture::{Fixture, brief},
+    proxy::Proxy,
+    support,
+};
 
 /// One database; it goes with the last of its clones.
 #[derive(Clone)]
@@ -60,28 +64,7 @@ impl Fixture for OnPostgres {
     }
 
     fn brief(&self, epoch: u32) -> Brief {
-        Brief {
-            namespace: "default".into(),
-            mirror: "shop".into(),
-            mirror_uid: MIRROR_UID.into(),
-            epoch,
-            previous_epoch: epoch - 1,
-            resync: format!("shop-{epoch}"),
-            resync_uid: format!("0a1b2c3d-0000-4000-9000-{epoch:012}"),
-            pipeline_url: String::new(),
-            source: self.to.clone(),
-            destination: DestinationPeer::Postgres(self.to.clone()),
-            publication: None,
-            tables: vec![],
-            soft_delete: mirror::SoftDelete::default(),
-            synced_at_column: "_PEERDB_SYNCED_AT".into(),
-            snapshot: mirror::Snapshot::default(),
-            replication: mirror::Replication::default(),
-            carry: resync::Carry::default(),
-            old_snapshot_wait_millis: 2_000,
-            on_old_snapshot: resync::OnOldSnapshot::Proceed,
-            keep_old_millis: 0,
-        }
+        brief(MIRROR_UID, epoch, self.to.clone(), DestinationPeer::Postgres(self.to.clone()))
     }
 
     async fn through_cut(&self, mut brief: Brief, at: u32) -> (Brief, Box<dyn Fn() -> bool + Send + Sync>) {
@@ -105,6 +88,37 @@ impl Fixture for OnPostgres {
             }
         }
         rows
+    }
+
+    fn adapt(&self, table: TableSchema) -> TableSchema {
+        table
+    }
+
+    async fn read(&self, table: &str, columns: &[&str]) -> Vec<String> {
+        self.rows(&format!("SELECT {}, \"_PEERDB_IS_DELETED\" FROM public.{table} ORDER BY 1", columns.join(", "))).await
+    }
+
+    async fn count(&self, table: &str) -> usize {
+        self.rows(&format!("SELECT FROM public.{table}")).await.len()
+    }
+
+    fn shadow(&self, table: &str) -> String {
+        format!("{table}_resync")
+    }
+
+    async fn epochs(&self) -> Vec<u32> {
+        self.rows("SELECT epoch FROM _mirror_operator.epoch ORDER BY 1").await.iter().map(|e| e.parse().unwrap()).collect()
+    }
+
+    async fn flag(&self, ids: &[i64], at: &str) {
+        let sql = "UPDATE public.people SET \"_PEERDB_IS_DELETED\" = true, \"_PEERDB_SYNCED_AT\"";
+        self.run(&format!("{sql} = '{at}Z' WHERE id = ANY ('{{{}}}')", ids.iter().map(i64::to_string).collect::<Vec<_>>().join(","))).await;
+    }
+
+    async fn times(&self, epoch: u32) -> Vec<String> {
+        let at = "CASE WHEN \"_PEERDB_SYNCED_AT\" = begun_at THEN 'begun' ELSE \"_PEERDB_SYNCED_AT\"::text END";
+        let flagged = "\"_PEERDB_IS_DELETED\" ORDER BY 1";
+        self.rows(&format!("SELECT id, {at} FROM public.people, _mirror_operator.epoch WHERE epoch = {epoch} AND {flagged}")).await
     }
 
     async fn tables(&self) -> Vec<String> {

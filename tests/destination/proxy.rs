@@ -25,8 +25,17 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on a port of its own and forwards to `server`. Requests are counted over all its connections.
+    /// Listens on a port of its own and forwards to a PostgreSQL server. Requests are counted over all its connections.
     pub async fn new(server: (String, u16), cut_at: u32) -> Self {
+        Self::listen(server, cut_at, false).await
+    }
+
+    /// The same for a server of HTTP, where each request counts.
+    pub async fn http(server: (String, u16), cut_at: u32) -> Self {
+        Self::listen(server, cut_at, true).await
+    }
+
+    async fn listen(server: (String, u16), cut_at: u32, http: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(AtomicU32::new(0));
@@ -34,7 +43,7 @@ impl Proxy {
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let server = TcpStream::connect((server.0.as_str(), server.1)).await.unwrap();
-                tokio::spawn(connection(client, server, counter.clone(), cut_at));
+                tokio::spawn(connection(client, server, counter.clone(), cut_at, http));
             }
         });
         Self { address, seen, cut_at }
@@ -46,14 +55,17 @@ impl Proxy {
     }
 }
 
-async fn connection(client: TcpStream, server: TcpStream, seen: Arc<AtomicU32>, cut_at: u32) {
+async fn connection(client: TcpStream, server: TcpStream, seen: Arc<AtomicU32>, cut_at: u32, http: bool) {
     client.set_nodelay(true).unwrap();
     server.set_nodelay(true).unwrap();
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     // True once replies are held back.
     let (mute, muted) = watch::channel(false);
-    let up = tokio::spawn(requests(from_client, to_server, seen, cut_at, mute));
-    replies(from_server, to_client, muted).await;
+    let up = match http {
+        true => tokio::spawn(http_requests(from_client, to_server, seen, cut_at, mute)),
+        false => tokio::spawn(requests(from_client, to_server, seen, cut_at, mute)),
+    };
+    replies(from_server, to_client, muted, http).await;
     up.abort();
 }
 
@@ -81,8 +93,35 @@ async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, seen: Arc<Ato
     }
 }
 
+/// Forwards requests of HTTP, each as a whole. All that are sent here say how long they are.
+async fn http_requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, seen: Arc<AtomicU32>, cut_at: u32, mute: watch::Sender<bool>) {
+    let (mut buffer, mut piece) = (Vec::new(), vec![0; 65536]);
+    loop {
+        let whole = buffer.windows(4).position(|w| w == b"\r\n\r\n").map(|end| {
+            let head = String::from_utf8_lossy(&buffer[..end]).to_lowercase();
+            assert!(!head.contains("transfer-encoding"), "{head}");
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok()).unwrap_or(0);
+            end + 4 + length
+        });
+        if let Some(length) = whole.filter(|length| buffer.len() >= *length) {
+            if seen.fetch_add(1, Ordering::SeqCst) + 1 == cut_at {
+                let _ = mute.send(true);
+            }
+            let request: Vec<u8> = buffer.drain(..length).collect();
+            if to.write_all(&request).await.is_err() {
+                return;
+            }
+            continue;
+        }
+        match from.read(&mut piece).await {
+            Ok(length @ 1..) => buffer.extend_from_slice(&piece[..length]),
+            _ => return,
+        }
+    }
+}
+
 /// Forwards replies. The first one that is held back shows that the server has done its work: then the connection ends.
-async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, muted: watch::Receiver<bool>) {
+async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, muted: watch::Receiver<bool>, http: bool) {
     let mut buffer = vec![0; 65536];
     let mut held = Vec::new();
     loop {
@@ -94,7 +133,8 @@ async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, muted: watch::
             continue;
         }
         held.extend_from_slice(&buffer[..length]);
-        if is_done(&held) {
+        // Over HTTP nothing is answered before the work is done.
+        if http || is_done(&held) {
             return;
         }
     }

@@ -52,7 +52,7 @@ async fn streamed(brief: &Brief, end: Lsn) -> Vec<(i64, Lsn)> {
             match frame {
                 Frame::Keepalive { end: at, .. } if at >= end => return rows,
                 Frame::Keepalive { .. } => {}
-                Frame::Data(data) => match decode(data).unwrap() {
+                Frame::Data(_, data) => match decode(data).unwrap() {
                     Message::Begin { final_lsn, .. } => commit = final_lsn,
                     Message::Commit { end_lsn, .. } if end_lsn >= end => return rows,
                     Message::Insert { row, .. } => {

@@ -46,8 +46,13 @@ impl Fixture {
 
     /// A brief for these tables, with everything else as by default.
     pub fn brief(&self, epoch: u32, tables: &[&str]) -> Brief {
-        let table =
-            |name: &&str| mirror::Table { source: name.to_string(), destination: None, exclude_columns: Vec::new(), columns: Vec::new() };
+        let table = |name: &&str| mirror::Table {
+            source: name.to_string(),
+            destination: None,
+            exclude_columns: Vec::new(),
+            columns: Vec::new(),
+            clickhouse: None,
+        };
         Brief {
             namespace: "test".into(),
             mirror: format!("shop-{}", self.number),

@@ -4,6 +4,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod changes;
+mod clickhouse;
 mod faults;
 mod schema;
 mod speed;

@@ -108,7 +108,7 @@ async fn a_slow_reader_holds_a_few_large_rows_and_not_all_of_them() {
     // And all of it comes once it is asked for.
     let mut bytes = 0;
     while bytes < 200_000_000 {
-        bytes += frames.iter().map(|f| if let Frame::Data(data) = f { data.len() } else { 0 }).sum::<usize>();
+        bytes += frames.iter().map(|f| if let Frame::Data(_, data) = f { data.len() } else { 0 }).sum::<usize>();
         frames = stream.next().await.unwrap();
     }
 }

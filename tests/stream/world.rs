@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mirror_operator::{
-    brief::{Brief, DestinationPeer},
+    brief::Brief,
     destination::postgres::Postgres,
     postgres::{Connection, Lsn, connect, ident, literal, wire::ReplicationSession},
     stream::{self, Ended, Health},
@@ -39,7 +39,7 @@ impl Drop for Running {
 impl Drop for World {
     fn drop(&mut self) {
         let from = self.brief.source.database.clone();
-        let DestinationPeer::Postgres(Connection { database: to, .. }) = self.brief.destination.clone();
+        let Connection { database: to, .. } = self.brief.destination.connection().clone();
         // A failed test has told already why.
         let _ = std::thread::spawn(move || {
             tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -105,6 +105,7 @@ impl World {
             not_null: r.get(3),
             generated: r.get::<_, bool>(4).then(|| "?".into()),
             binary: true,
+            as_text: false,
         };
         let key: Vec<usize> = kept.iter().enumerate().filter(|(_, r)| r.get(5)).map(|(i, _)| i).collect();
         let name = TableName { schema: "public".into(), name: table.into() };
@@ -147,7 +148,7 @@ impl World {
 
     /// What a pipeline process holds as long as it lives.
     pub fn process(&self) -> Arc<Postgres> {
-        let DestinationPeer::Postgres(to) = &self.brief.destination;
+        let to = self.brief.destination.connection();
         Arc::new(Postgres::new(self.brief.clone(), to.clone()))
     }
 

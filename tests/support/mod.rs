@@ -15,13 +15,14 @@ use tokio_postgres::Client;
 
 pub const SOURCE: &str = "MIRROR_TEST_SOURCE_URL";
 pub const DESTINATION: &str = "MIRROR_TEST_DESTINATION_URL";
+pub const CLICKHOUSE: &str = "MIRROR_TEST_CLICKHOUSE_URL";
 
-/// The server that an environment variable names: `postgres://user:password@host:port/database`.
+/// The server that an environment variable names: `postgres://user:password@host:port/database`, or with `http` for ClickHouse.
 pub fn connection(variable: &str) -> Connection {
-    let url = std::env::var(variable)
-        .unwrap_or_else(|_| panic!("set {variable} to postgres://user:password@host:port/database of a test server"));
+    let url =
+        std::env::var(variable).unwrap_or_else(|_| panic!("set {variable} to scheme://user:password@host:port/database of a test server"));
     let parsed = || {
-        let (user, rest) = url.strip_prefix("postgres://")?.split_once(':')?;
+        let (user, rest) = url.split_once("://")?.1.split_once(':')?;
         let (password, rest) = rest.rsplit_once('@')?;
         let (address, database) = rest.split_once('/')?;
         let (host, port) = address.rsplit_once(':')?;

@@ -80,7 +80,7 @@ impl Applier for PostgresApplier {
         self.position
     }
 
-    async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, counts: Counts) -> Result<(), Error> {
+    async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, _: Vec<Lsn>, counts: Counts) -> Result<(), Error> {
         self.begin().await?;
         let sum = self.counts.entry(table.number).or_default();
         sum.inserts += counts.inserts;
@@ -89,7 +89,7 @@ impl Applier for PostgresApplier {
         self.write_rows(table, changes).await.map_err(|e| refusal::of_write(&e, table))
     }
 
-    async fn truncate(&mut self, table: &TableSchema) -> Result<(), Error> {
+    async fn truncate(&mut self, table: &TableSchema, _: Lsn) -> Result<(), Error> {
         self.begin().await?;
         let emptied = self.client.batch_execute(&self.names(table, "").empty()).await;
         emptied.map_err(|e| meaning(&e, &format!("applying TRUNCATE to {}", table.destination)))
@@ -118,7 +118,7 @@ impl Applier for PostgresApplier {
         self.alter(table, &sql, &doing).await
     }
 
-    async fn allow_null(&mut self, table: &TableSchema, column: usize) -> Result<(), Error> {
+    async fn allow_null(&mut self, table: &TableSchema, column: usize) -> Result<TableSchema, Error> {
         self.begin().await?;
         let doing = format!("allowing NULL in a column of {}", table.destination);
         let Some(column) = table.columns.get(column) else {
@@ -132,7 +132,8 @@ impl Applier for PostgresApplier {
             true => format!("ALTER TABLE {live} ALTER COLUMN {} DROP NOT NULL", ident(&column.destination)),
             false => String::new(),
         };
-        self.alter(table, &sql, &doing).await
+        self.alter(table, &sql, &doing).await?;
+        Ok(table.clone())
     }
 
     async fn drift(&mut self, table: &TableSchema, drift: &BTreeSet<String>) -> Result<(), Error> {

@@ -25,25 +25,33 @@ const MEMORY: &str = "SET LOCAL work_mem = '16MB'; SET LOCAL hash_mem_multiplier
 
 /// See [`Destination::carry`](crate::destination::Destination::carry).
 pub(super) async fn carry(at: &Postgres) -> Result<(), Error> {
-    let mut session = at.session().await?;
-    if ledger::swap_report(session.client(), &at.brief).await?.is_some() {
-        session.keep();
-        return Ok(());
-    }
+    ahead(at).await?;
+    let session = at.session().await?;
     let entries = ledger::entries(session.client(), &at.brief).await?;
-    let mut busy = Vec::new();
-    for entry in entries.iter().filter(|e| e.sealed && !e.carried) {
-        if !table(&mut session, &at.brief, entry, false).await? {
-            busy.push(entry);
+    if let Some(entry) = entries.iter().find(|e| !e.sealed) {
+        return Err(Error::Transient(format!("{} is not sealed yet, so nothing can be carried into it", entry.live)));
+    }
+    let sql = "UPDATE _mirror_operator.epoch SET carried_at = now() WHERE mirror = $1::text::uuid AND epoch = $2 AND carried_at IS NULL";
+    session.client().execute(sql, &[&at.brief.mirror_uid, &(at.brief.epoch as i32)]).await.at("writing the ledger")?;
+    session.keep();
+    Ok(())
+}
+
+/// See [`Destination::carry_ahead`](crate::destination::Destination::carry_ahead). When it returns, every table that was sealed at the call is carried: what
+/// others are busy with is waited for, last.
+pub(super) async fn ahead(at: &Postgres) -> Result<(), Error> {
+    let mut session = at.session().await?;
+    if ledger::swap_report(session.client(), &at.brief).await?.is_none() {
+        let entries = ledger::entries(session.client(), &at.brief).await?;
+        let mut busy = Vec::new();
+        for entry in entries.iter().filter(|e| e.sealed && !e.carried) {
+            if !table(&mut session, &at.brief, entry, false).await? {
+                busy.push(entry);
+            }
         }
-    }
-    for entry in busy {
-        table(&mut session, &at.brief, entry, true).await?;
-    }
-    if entries.iter().all(|e| e.sealed) {
-        let sql =
-            "UPDATE _mirror_operator.epoch SET carried_at = now() WHERE mirror = $1::text::uuid AND epoch = $2 AND carried_at IS NULL";
-        session.client().execute(sql, &[&at.brief.mirror_uid, &(at.brief.epoch as i32)]).await.at("writing the ledger")?;
+        for entry in busy {
+            table(&mut session, &at.brief, entry, true).await?;
+        }
     }
     session.keep();
     Ok(())

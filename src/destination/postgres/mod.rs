@@ -106,6 +106,10 @@ impl Destination for Postgres {
         carry::carry(self).await
     }
 
+    async fn carry_ahead(&self) -> Result<(), Error> {
+        carry::ahead(self).await
+    }
+
     async fn swap(&self) -> Result<SwapReport, Error> {
         swap::swap(self).await
     }

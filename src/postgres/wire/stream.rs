@@ -33,8 +33,8 @@ const EPOCH_SECONDS: u64 = 946_684_800;
 /// What the server sends while it streams.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// A message of the output plugin.
-    Data(Bytes),
+    /// A message of the output plugin, and the position of the WAL record that it tells of.
+    Data(Lsn, Bytes),
     /// The server is alive.
     Keepalive {
         /// Everything that committed before this position was sent.
@@ -208,9 +208,10 @@ impl Reader {
         match body.try_get_u8().map_err(|_| malformed())? {
             // XLogData: start, end, time, data
             b'w' if body.len() >= 24 => {
-                self.received = self.received.max(body.get_u64());
+                let start = body.get_u64();
+                self.received = self.received.max(start);
                 body.advance(16);
-                Ok(Some((Frame::Data(body), false)))
+                Ok(Some((Frame::Data(Lsn(start), body), false)))
             }
             // Keepalive: end, time, whether to answer
             b'k' if body.len() >= 17 => {

@@ -1,0 +1,249 @@
+//! Applies the change stream: at least once, and harmless when it is done again.
+//!
+//! Every row bears the position of its change as its version, and of all versions of a row the highest counts: what is written again, or late, changes nothing.
+//! What a change leaves as it was is filled in by the server from the row that is there, in the statement that inserts. That statement also
+//! passes the fence: it throws if a newer epoch has begun.
+
+mod owner;
+mod statements;
+
+use std::collections::{BTreeSet, HashMap};
+
+use async_trait::async_trait;
+use serde::Deserialize;
+
+pub(super) use owner::Owner;
+
+use super::{
+    ClickHouse,
+    client::Rows,
+    encode::{Refused, RowEncoder},
+    error::{FENCED, Refusal, UNKNOWN_TABLE, meaning, permanent},
+    ledger::{Applied, Counted, Drifted, Fact, Owner as OwnerFact, Parked, Snapshot, Swapped, Table},
+    own,
+    quote::{ident, literal, qualified},
+    types::nullable,
+};
+use crate::{
+    destination::{Applier, Counts, Error, RowChange},
+    postgres::Lsn,
+    table::TableSchema,
+};
+use statements::{Batch, Names};
+
+/// Opens the applier for the process that `owner` stands for.
+pub(super) async fn open(at: &ClickHouse) -> Result<Box<dyn Applier>, Error> {
+    let at = ClickHouse::new(at.brief.clone(), at.to.clone()).owned_by(at.owner.clone());
+    at.fence().await?;
+    let facts = at.facts(&[Snapshot::KIND, Swapped::KIND, Applied::KIND, OwnerFact::KIND, Counted::KIND, Table::KIND]).await?;
+    let Some(snapshot) = facts.get::<Snapshot>(0)? else { return Err(at.gone()) };
+    if facts.get::<Swapped>(0)?.is_none() {
+        return Err(Error::Transient("the tables are not swapped yet".into()));
+    }
+    let token = owner::take_over(&at, facts.versioned::<OwnerFact>(0)?).await?;
+    let position = at.facts(&[Applied::KIND]).await?.get::<Applied>(0)?.map_or(snapshot.start_lsn, |a| a.lsn);
+    let counts = facts.all::<Counted>()?.into_iter().map(|(number, _, counted)| (number, counted)).collect();
+    let versions = facts.all::<Table>()?.into_iter().map(|(number, version, table)| (number, (version, table))).collect();
+    Ok(Box::new(ClickHouseApplier { at, token, position, counts, versions, encoders: HashMap::new() }))
+}
+
+struct ClickHouseApplier {
+    at: ClickHouse,
+    token: String,
+    position: Lsn,
+    /// Since the load, with those that are not committed yet.
+    counts: HashMap<u32, Counted>,
+    /// What the ledger says of each table, with its version.
+    versions: HashMap<u32, (u64, Table)>,
+    encoders: HashMap<u32, Encoding>,
+}
+
+/// How rows of a table are written.
+struct Encoding {
+    schema: TableSchema,
+    rows: RowEncoder,
+    names: Names,
+}
+
+#[async_trait]
+impl Applier for ClickHouseApplier {
+    fn position(&self) -> Lsn {
+        self.position
+    }
+
+    async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, positions: Vec<Lsn>, counts: Counts) -> Result<(), Error> {
+        let doing = format!("applying changes to {}", table.destination);
+        let sum = self.counts.entry(table.number).or_insert(Counted { inserts: 0, updates: 0, deletes: 0 });
+        sum.inserts += counts.inserts;
+        sum.updates += counts.updates;
+        sum.deletes += counts.deletes;
+        let fence = fence(&self.at);
+        let encoding = self.encoding(table)?;
+        let mut batch = Batch::default();
+        for (change, position) in changes.iter().zip(&positions) {
+            batch.add(&encoding.rows, &encoding.names, change, *position).map_err(|e| refused(table, &e, &doing))?;
+        }
+        let (whole, partial) = batch.finish();
+        let (statements, structure) = (&encoding.names, encoding.names.structure());
+        let mut todo = Vec::new();
+        for rows in [whole, partial].into_iter().filter(|rows| !rows.data.is_empty()) {
+            if rows.with_base {
+                // First: if the rows came first and this were lost, nobody could tell any more that the sorting key has changed.
+                todo.extend(statements.bury_moved(&fence).map(|sql| (sql, rows.data.clone())));
+                todo.push((statements.insert_merged(&fence), rows.data));
+            } else {
+                todo.push((statements.insert(&fence), rows.data));
+            }
+        }
+        for (sql, data) in todo {
+            let rows = Rows { structure: structure.clone(), data };
+            if let Err(refusal) = self.at.client()?.with_rows(&sql, rows, SETTINGS).await {
+                return Err(self.why(refusal, &doing).await);
+            }
+        }
+        Ok(())
+    }
+
+    async fn truncate(&mut self, table: &TableSchema, position: Lsn) -> Result<(), Error> {
+        let doing = format!("applying TRUNCATE to {}", table.destination);
+        if table.key().is_empty() {
+            let message = format!("{doing}: without a key its rows cannot be told apart, and so not be flagged as deleted");
+            return Err(permanent("TruncateWithoutKey", message));
+        }
+        let fence = fence(&self.at);
+        let sql = self.encoding(table)?.names.bury_all(position, &fence);
+        match self.at.client()?.try_run(&sql, SETTINGS).await {
+            Ok(_) => Ok(()),
+            Err(refusal) => Err(self.why(refusal, &doing).await),
+        }
+    }
+
+    async fn add_column(&mut self, table: &TableSchema, column: usize, fill: Option<&str>) -> Result<(), Error> {
+        let doing = format!("adding a column to {}", table.destination);
+        let Some(added) = table.columns.get(column) else {
+            return Err(permanent("ColumnMissing", format!("{doing}: its schema does not have it")));
+        };
+        let default = match fill {
+            Some(fill) => format!(
+                " DEFAULT CAST({}, {})",
+                literal(&self.as_literal(table, column, fill, &doing).await?),
+                literal(&added.destination_type)
+            ),
+            None => String::new(),
+        };
+        // Rows that are written later bring their value, so that the default is that of the rows before them for good.
+        let sql = format!(
+            "ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}{default}",
+            qualified(&table.destination.schema, &table.destination.name),
+            ident(&added.destination),
+            added.destination_type
+        );
+        self.alter(table, &sql, &doing).await
+    }
+
+    async fn allow_null(&mut self, table: &TableSchema, column: usize) -> Result<TableSchema, Error> {
+        let doing = format!("allowing NULL in a column of {}", table.destination);
+        let mut table = table.clone();
+        let live = qualified(&table.destination.schema, &table.destination.name);
+        let Some(relaxed) = table.columns.get_mut(column) else {
+            return Err(permanent("ColumnMissing", format!("{doing}: its schema does not have it")));
+        };
+        // What can be no Nullable, such as an array, is empty in rows that come without it.
+        relaxed.destination_type = nullable(relaxed.destination_type.clone());
+        let sql = format!("ALTER TABLE {live} MODIFY COLUMN {} {}", ident(&relaxed.destination), relaxed.destination_type);
+        self.alter(&table, &sql, &doing).await?;
+        Ok(table)
+    }
+
+    async fn drift(&mut self, table: &TableSchema, drift: &BTreeSet<String>) -> Result<(), Error> {
+        self.at.fence().await?;
+        self.at.record(&[self.at.entry(table.number, 0, &Drifted { drift: drift.clone() })?]).await
+    }
+
+    async fn park(&mut self, table: &TableSchema, why: &str) -> Result<(), Error> {
+        self.at.fence().await?;
+        self.at.record(&[self.at.entry(table.number, 0, &Parked { why: why.into() })?]).await
+    }
+
+    async fn commit(&mut self, position: Lsn) -> Result<(), Error> {
+        self.at.fence().await?;
+        owner::check(&self.at, &self.token).await?;
+        let mut entries = vec![self.at.entry(0, position.0, &Applied { lsn: position })?];
+        for (number, counted) in &self.counts {
+            entries.push(self.at.entry(*number, position.0, counted)?);
+        }
+        self.at.record(&entries).await?;
+        self.position = position;
+        Ok(())
+    }
+}
+
+/// Missing rows of a join are defaults; a batch that looks like an earlier one is written all the same.
+const SETTINGS: &[(&str, &str)] =
+    &[("join_use_nulls", "0"), ("insert_deduplicate", "0"), ("max_insert_block_size", "1000000"), ("mutations_sync", "2")];
+
+/// A condition that throws once a newer epoch has begun. The server reads the ledger when it begins with the statement; those that it has begun with
+/// are ended by whoever begins the newer epoch.
+fn fence(at: &ClickHouse) -> String {
+    let (mirror, epoch) = (literal(&at.brief.mirror_uid), at.brief.epoch);
+    let newest = format!("SELECT max(epoch) FROM {} WHERE mirror = {mirror}", at.ledger(super::ledger::MIRROR));
+    format!("NOT throwIf(({newest}) != {epoch}, 'another epoch has begun')")
+}
+
+fn refused(table: &TableSchema, refused: &Refused, doing: &str) -> Error {
+    let column = table.copied().nth(refused.column).map_or("", |c| c.destination.as_str());
+    permanent("ValueRefused", format!("{doing}: a value of column {column:?} cannot be written: {}", refused.why))
+}
+
+impl ClickHouseApplier {
+    /// Changes a live table and records its new schema.
+    async fn alter(&mut self, table: &TableSchema, sql: &str, doing: &str) -> Result<(), Error> {
+        self.at.fence().await?;
+        self.at.client()?.run(sql, doing).await?;
+        let Some((version, known)) = self.versions.get_mut(&table.number) else { return Err(self.at.gone()) };
+        *version += 1;
+        known.schema = table.clone();
+        self.at.record(&[self.at.entry(table.number, *version, known)?]).await
+    }
+
+    /// What a refusal means; one of the fence is told by the ledger.
+    async fn why(&self, refusal: Refusal, doing: &str) -> Error {
+        if matches!(refusal.code, FENCED | UNKNOWN_TABLE)
+            && let Err(error) = self.at.fence().await
+        {
+            return error;
+        }
+        meaning(&refusal, doing)
+    }
+
+    fn encoding(&mut self, table: &TableSchema) -> Result<&Encoding, Error> {
+        if self.encoders.get(&table.number).is_none_or(|encoding| encoding.schema != *table) {
+            let options = self.at.options(table);
+            let rows = RowEncoder::new(table, own::rules(&options));
+            let rows = rows.map_err(|why| permanent("TypeUnsupported", format!("applying changes to {}: {why}", table.destination)))?;
+            let names = Names::new(table, &options, own::Own::of(&self.at.brief));
+            self.encoders.insert(table.number, Encoding { schema: table.clone(), rows, names });
+        }
+        self.encoders.get(&table.number).ok_or_else(|| self.at.gone())
+    }
+
+    /// A value's text at PostgreSQL as ClickHouse writes it.
+    async fn as_literal(&self, table: &TableSchema, column: usize, fill: &str, doing: &str) -> Result<String, Error> {
+        #[derive(Deserialize)]
+        struct Text {
+            text: String,
+        }
+        let mut alone = table.clone();
+        alone.columns = table.columns.get(column).cloned().into_iter().collect();
+        alone.identity = crate::table::Identity::FullRow;
+        let encoder = RowEncoder::new(&alone, own::rules(&self.at.options(table)))
+            .map_err(|why| permanent("TypeUnsupported", format!("{doing}: {why}")))?;
+        let mut data = Vec::new();
+        let cell = crate::destination::Cell::Text(fill.to_string().into());
+        encoder.cells(&[cell], &mut data).map_err(|e| refused(&alone, &e, doing))?;
+        let type_ = alone.columns.first().map_or("", |c| c.destination_type.as_str());
+        let rows = Rows { structure: format!("c0 {type_}"), data };
+        let found: Vec<Text> = self.at.client()?.rows_with("SELECT toString(c0) AS text FROM rows", rows, doing).await?;
+        found.into_iter().next().map(|row| row.text).ok_or_else(|| Error::Transient(format!("{doing}: the server answered nothing")))
+    }
+}

@@ -1,0 +1,168 @@
+//! One chunk into its shadow, in blocks that are each written once.
+
+use std::hash::{DefaultHasher, Hasher};
+
+use bytes::Bytes;
+use futures::{StreamExt, stream::BoxStream};
+
+use super::{
+    ClickHouse,
+    encode::{CopyError, CopyReader, RowEncoder},
+    error::{UNKNOWN_TABLE, meaning, permanent},
+    ledger::{Done, Fact, Facts, Planned, Snapshot, Table, shadow_of},
+    own::{self, list},
+    quote::qualified,
+};
+use crate::{
+    destination::{Chunk, Error, Loaded},
+    table::TableSchema,
+};
+
+/// A block ends with the row that fills it. Where that is depends on the rows alone, so that a chunk that is read again falls into the same blocks. One is
+/// filled while another is on its way: they are what a worker's memory holds.
+const BLOCK: usize = 24 << 20;
+
+/// See [`Destination::load_chunk`](crate::destination::Destination::load_chunk).
+///
+/// Blocks bear a token of chunk, place and content, and the table remembers the tokens of all its blocks: a block that is sent again, by whomever, is
+/// written once. The snapshot gives the same rows in the same order each time. The shadow is that of this epoch and generation alone.
+pub(super) async fn chunk(
+    at: &ClickHouse,
+    table: &TableSchema,
+    chunk: &Chunk,
+    generation: u32,
+    rows: BoxStream<'_, Result<Bytes, String>>,
+) -> Result<Loaded, Error> {
+    let doing = format!("loading {}, chunk {}", table.destination, chunk.number);
+    let into = match claim(at, table, chunk, generation).await? {
+        Claim::Loaded(loaded) => return Ok(loaded),
+        Claim::Ours(table) => table,
+    };
+    let loaded = match copy(at, table, chunk, &into, rows, &doing).await {
+        // Gone with its generation, its epoch, or its mirror: the ledger knows.
+        Err(Gone::Table(error)) => match claim(at, table, chunk, generation).await? {
+            Claim::Loaded(loaded) => return Ok(loaded),
+            Claim::Ours(_) => return Err(error),
+        },
+        Err(Gone::No(error)) => return Err(error),
+        Ok(loaded) => loaded,
+    };
+    at.fence().await?;
+    at.record(&[at.entry(chunk.number, into.generation.into(), &Done { rows: loaded.rows, bytes: loaded.bytes })?]).await?;
+    Ok(loaded)
+}
+
+/// Whose turn it is.
+enum Claim {
+    /// Somebody has loaded it.
+    Loaded(Loaded),
+    /// Ours, into the shadow of this table.
+    Ours(Table),
+}
+
+async fn claim(at: &ClickHouse, table: &TableSchema, chunk: &Chunk, generation: u32) -> Result<Claim, Error> {
+    at.fence().await?;
+    let facts: Facts = at.facts_of_chunk(table.number, chunk.number).await?;
+    let (Some((current, _)), Some(table), Some(_)) =
+        (facts.versioned::<Snapshot>(0)?, facts.get::<Table>(table.number)?, facts.get::<Planned>(chunk.number)?)
+    else {
+        return Err(at.gone());
+    };
+    if let Some((version, done)) = facts.versioned::<Done>(chunk.number)?
+        && version == u64::from(table.generation)
+    {
+        return Ok(Claim::Loaded(Loaded { rows: done.rows, bytes: done.bytes }));
+    }
+    if current != u64::from(generation) || table.generation != generation {
+        return Err(Error::StaleSnapshot { current: current as u32 });
+    }
+    Ok(Claim::Ours(table))
+}
+
+/// An error, and whether the shadow was not there any more.
+enum Gone {
+    Table(Error),
+    No(Error),
+}
+
+impl From<Error> for Gone {
+    fn from(error: Error) -> Self {
+        Self::No(error)
+    }
+}
+
+async fn copy(
+    at: &ClickHouse,
+    table: &TableSchema,
+    chunk: &Chunk,
+    into: &Table,
+    mut rows: BoxStream<'_, Result<Bytes, String>>,
+    doing: &str,
+) -> Result<Loaded, Gone> {
+    let encoder =
+        RowEncoder::new(table, own::rules(&at.options(table))).map_err(|why| permanent("TypeUnsupported", format!("{doing}: {why}")))?;
+    let mut reader = CopyReader::new(&encoder, table.binary());
+    let shadow = qualified(&table.destination.schema, &shadow_of(at, into));
+    let target = format!("{shadow} ({})", list(table.copied().map(|c| &c.destination)));
+    let mut sending = Sending { at, target, prefix: format!("{}/{}", into.generation, chunk.number), blocks: 0, doing };
+    let (mut block, mut bytes) = (Vec::new(), 0);
+    while let Some(piece) = rows.next().await {
+        let piece = piece.map_err(Error::Source)?;
+        bytes += piece.len() as u64;
+        reader.push(&piece);
+        while reader.next_row(&mut block).map_err(|e| refused(table, &e, doing))? {
+            if block.len() >= BLOCK {
+                sending.send(&block).await?;
+                block.clear();
+            }
+        }
+    }
+    if !reader.is_whole() {
+        return Err(Error::Source("the rows end in the middle of one".into()).into());
+    }
+    if !block.is_empty() {
+        sending.send(&block).await?;
+    }
+    Ok(Loaded { rows: reader.rows(), bytes })
+}
+
+struct Sending<'a> {
+    at: &'a ClickHouse,
+    target: String,
+    prefix: String,
+    blocks: u32,
+    doing: &'a str,
+}
+
+impl Sending<'_> {
+    async fn send(&mut self, block: &[u8]) -> Result<(), Gone> {
+        // The same in every process of one build, and an epoch keeps its image.
+        let mut hasher = DefaultHasher::new();
+        hasher.write(block);
+        let token = format!("{}/{}/{:016x}", self.prefix, self.blocks, hasher.finish());
+        self.blocks += 1;
+        self.at.client()?.insert(&self.target, &token, block).await.map_err(|refusal| {
+            let error = meaning(&refusal, self.doing);
+            if refusal.code == UNKNOWN_TABLE { Gone::Table(Error::Transient(error.to_string())) } else { Gone::No(error) }
+        })
+    }
+}
+
+fn refused(table: &TableSchema, error: &CopyError, doing: &str) -> Error {
+    match error {
+        CopyError::Malformed => Error::Source(format!("{doing}: the rows are not what the table's schema says")),
+        CopyError::Value { refused, row } => {
+            let column = table.copied().nth(refused.column).map_or("", |c| c.destination.as_str());
+            permanent("ValueRefused", format!("{doing}: column {column:?} of the row {row} cannot be written: {}", refused.why))
+        }
+    }
+}
+
+impl ClickHouse {
+    /// What the ledger says of one chunk and its table.
+    async fn facts_of_chunk(&self, table: u32, chunk: u32) -> Result<Facts, Error> {
+        let of = |kind: &str, number: u32| format!("(kind = '{kind}' AND number = {number})");
+        let wanted = [of(Snapshot::KIND, 0), of(Table::KIND, table), of(Planned::KIND, chunk), of(Done::KIND, chunk)];
+        self.facts_where(&wanted.join(" OR ")).await
+    }
+}

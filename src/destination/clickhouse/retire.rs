@@ -1,0 +1,112 @@
+//! The ends: of the tables that a swap retired, of an epoch that is given up, and of a whole mirror.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+
+use super::{
+    ClickHouse,
+    error::permanent,
+    ledger::{self, Begun, FACT, Fact, MIRROR, Table},
+    live,
+    quote::{literal, qualified},
+};
+use crate::{destination::Error, name, table::TableName};
+
+/// See [`Destination::drop_retired`](crate::destination::Destination::drop_retired).
+pub(super) async fn drop_retired(at: &ClickHouse) -> Result<(), Error> {
+    if ledger::swap_report(at).await?.is_none() {
+        return Ok(());
+    }
+    at.fence().await?;
+    drop_until(at, at.brief.epoch).await?;
+    forget_epochs(at, |epoch| epoch < at.brief.epoch).await
+}
+
+/// Drops what the swaps of this mirror up to `epoch` have retired.
+pub(super) async fn drop_until(at: &ClickHouse, epoch: u32) -> Result<(), Error> {
+    for found in live::marked(at).await? {
+        if found.mark.generation.is_none() && found.mark.epoch <= epoch {
+            live::drop_table(at, &found.name).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what the ledger says of some epochs.
+async fn forget_epochs(at: &ClickHouse, which: impl Fn(u32) -> bool) -> Result<(), Error> {
+    #[derive(Deserialize)]
+    struct Epoch {
+        epoch: u32,
+    }
+    let mirror = literal(&at.brief.mirror_uid);
+    let sql = format!("SELECT DISTINCT epoch FROM {} WHERE mirror = {mirror}", at.ledger(FACT));
+    for row in at.client()?.rows::<Epoch>(&sql, "reading the ledger").await?.iter().filter(|row| which(row.epoch)) {
+        let sql = format!("ALTER TABLE {} DROP PARTITION (toUUID({mirror}), {})", at.ledger(FACT), row.epoch);
+        at.client()?.run(&sql, "writing the ledger").await?;
+    }
+    Ok(())
+}
+
+/// See [`Destination::abandon`](crate::destination::Destination::abandon).
+///
+/// The fence is closed first, behind this epoch too: a pod of it that nobody could stop finds it so. The next epoch has the number that closes it.
+/// What is left of this one tells a repeated call that it is not done.
+pub(super) async fn abandon(at: &ClickHouse) -> Result<(), Error> {
+    if at.facts(&[Begun::KIND]).await?.get::<Begun>(0)?.is_none() || ledger::swap_report(at).await?.is_some() {
+        return Ok(());
+    }
+    let next = at.brief.epoch + 1;
+    match at.newest().await? {
+        Some(newest) if newest > next => return Err(Error::Superseded(newest)),
+        Some(newest) if newest == next => {}
+        _ => ledger::raise(at, next).await?,
+    }
+    ledger::end_queries_before(at, next).await?;
+    for found in live::marked(at).await?.iter().filter(|found| found.is_shadow() && found.mark.epoch == at.brief.epoch) {
+        live::drop_table(at, &found.name).await?;
+    }
+    forget_epochs(at, |epoch| epoch == at.brief.epoch).await
+}
+
+/// See [`Destination::forget`](crate::destination::Destination::forget).
+pub(super) async fn forget(at: &ClickHouse, drop_live: bool) -> Result<(), Error> {
+    if at.newest().await?.is_none() {
+        return Ok(());
+    }
+    // Whatever the newest epoch is: a mirror that goes has no newer one to protect.
+    let live = live_names(at).await?;
+    for found in live::marked(at).await? {
+        let retired = found.mark.generation.is_none()
+            && (is_retired_name(&live, &found.name) || super::mark::is_any_swap(&found.name.name, found.mark.epoch));
+        if found.is_shadow() || retired || drop_live && live.contains(&found.name) {
+            live::drop_table(at, &found.name).await?;
+        } else {
+            // It stays, and is nobody's from now on; so is what people have renamed.
+            let sql = format!("ALTER TABLE {} MODIFY COMMENT {}", qualified(&found.name.schema, &found.name.name), literal(&found.words));
+            at.client()?.run(&sql, "removing a mark").await?;
+        }
+    }
+    forget_epochs(at, |_| true).await?;
+    let sql = format!("ALTER TABLE {} DROP PARTITION {}", at.ledger(MIRROR), literal(&at.brief.mirror_uid));
+    at.client()?.run(&sql, "writing the ledger").await
+}
+
+fn is_retired_name(live: &BTreeSet<TableName>, table: &TableName) -> bool {
+    live.iter().any(|live| live.schema == table.schema && name::retired(&live.name) == table.name)
+}
+
+/// The live names of all tables of the mirror that the ledger knows, of whatever epoch.
+async fn live_names(at: &ClickHouse) -> Result<BTreeSet<TableName>, Error> {
+    #[derive(Deserialize)]
+    struct Row {
+        value: String,
+    }
+    let kind = literal(Table::KIND);
+    let sql = format!("SELECT value FROM {} FINAL WHERE mirror = {} AND kind = {kind}", at.ledger(FACT), literal(&at.brief.mirror_uid));
+    let rows: Vec<Row> = at.client()?.rows(&sql, "reading the ledger").await?;
+    rows.iter()
+        .map(|row| serde_json::from_str::<Table>(&row.value).map(|t| t.schema.destination))
+        .collect::<Result<_, _>>()
+        .map_err(|e| permanent("LedgerUnreadable", e.to_string()))
+}

@@ -1,0 +1,251 @@
+//! Shadows: made, and made anew when their snapshot was lost.
+
+use std::collections::BTreeSet;
+
+use super::{
+    ClickHouse,
+    error::permanent,
+    ledger::{Begun, Done, Entry, Fact, Planned, Snapshot, Table, shadow_of},
+    live::{self, Found},
+    mark::{self, Mark},
+    own::{Own, VERSION, list, sorting_key},
+    quote::{ident, literal, qualified},
+};
+use crate::{
+    api::clickhouse::{ClickHouseTable, Engine},
+    destination::{Boundary, Error, Plan},
+    table::{TableName, TableSchema},
+};
+
+/// Blocks of one chunk whose tokens are remembered, for every chunk of a table: enough for each of them to be tried again at the end of the load.
+const BLOCKS_PER_CHUNK: usize = 16;
+
+/// See [`Destination::create_shadows`](crate::destination::Destination::create_shadows).
+pub(super) async fn create(at: &ClickHouse, boundary: Boundary, tables: &[TableSchema], plan: &Plan) -> Result<(), Error> {
+    at.fence().await?;
+    let facts = at.facts(&[Begun::KIND, Snapshot::KIND]).await?;
+    facts.get::<Begun>(0)?.ok_or_else(|| at.gone())?;
+    if facts.get::<Snapshot>(0)?.is_some() {
+        return Ok(());
+    }
+    // What earlier epochs and an earlier try of this one have left; from here on their late writers find no tables.
+    for found in live::marked(at).await?.iter().filter(|f| f.is_shadow() && f.mark.epoch <= at.brief.epoch) {
+        live::drop_table(at, &found.name).await?;
+    }
+    create_databases(at, tables).await?;
+    let mut entries = Vec::with_capacity(tables.len() + plan.chunks.len() + 1);
+    for table in tables {
+        let chunks = plan.chunks.iter().filter(|c| c.table == table.number).count();
+        let fact = Table { schema: table.clone(), generation: boundary.generation, gate: boundary.lsn };
+        create_one(at, &fact, chunks).await?;
+        entries.push(at.entry(table.number, boundary.generation.into(), &fact)?);
+    }
+    for c in &plan.chunks {
+        let planned = Planned {
+            partition: c.partition,
+            table: c.table,
+            relation: c.relation,
+            first_block: c.first_block,
+            end_block: c.end_block,
+            bytes: c.bytes,
+        };
+        entries.push(at.entry(c.number, 0, &planned)?);
+    }
+    let (partitions, rows, bytes) = (plan.partitions, plan.rows, plan.bytes);
+    entries.push(snapshot(at, boundary, &Snapshot { lsn: boundary.lsn, start_lsn: boundary.lsn, partitions, rows, bytes })?);
+    at.fence().await?;
+    at.record(&entries).await
+}
+
+fn snapshot(at: &ClickHouse, boundary: Boundary, fact: &Snapshot) -> Result<Entry, Error> {
+    at.entry(0, boundary.generation.into(), fact)
+}
+
+/// See [`Destination::renew_snapshot`](crate::destination::Destination::renew_snapshot).
+pub(super) async fn renew(at: &ClickHouse, boundary: Boundary) -> Result<(), Error> {
+    at.fence().await?;
+    let facts = at.facts(&[Snapshot::KIND, Table::KIND, Planned::KIND, Done::KIND]).await?;
+    let Some((current, of_epoch)) = facts.versioned::<Snapshot>(0)? else {
+        return Err(permanent("NoShadows", "a snapshot cannot be renewed before the shadows are created"));
+    };
+    if current < u64::from(boundary.generation) {
+        let incomplete: BTreeSet<u32> = facts.pending()?.iter().map(|chunk| chunk.table).collect();
+        let planned = facts.all::<Planned>()?;
+        let mut entries = Vec::new();
+        for (number, _, table) in facts.all::<Table>()?.into_iter().filter(|(number, ..)| incomplete.contains(number)) {
+            let fact = Table { generation: boundary.generation, gate: boundary.lsn, ..table };
+            create_one(at, &fact, planned.iter().filter(|(_, _, c)| c.table == number).count()).await?;
+            entries.push(at.entry(number, boundary.generation.into(), &fact)?);
+        }
+        entries.push(snapshot(at, boundary, &Snapshot { lsn: boundary.lsn, ..of_epoch })?);
+        at.fence().await?;
+        at.record(&entries).await?;
+    }
+    drop_replaced(at).await
+}
+
+/// Drops this epoch's shadows of snapshots that were lost.
+async fn drop_replaced(at: &ClickHouse) -> Result<(), Error> {
+    let tables = at.facts(&[Table::KIND]).await?.all::<Table>()?;
+    let current: BTreeSet<(u32, Option<u32>)> = tables.iter().map(|(number, _, t)| (*number, Some(t.generation))).collect();
+    for found in live::marked(at).await?.iter().filter(|f| f.is_shadow() && f.mark.epoch == at.brief.epoch) {
+        if !current.contains(&(found.mark.table, found.mark.generation)) {
+            live::drop_table(at, &found.name).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn create_databases(at: &ClickHouse, tables: &[TableSchema]) -> Result<(), Error> {
+    let databases: BTreeSet<&str> = tables.iter().map(|t| t.destination.schema.as_str()).collect();
+    for database in databases.into_iter().filter(|d| *d != at.to.at.database) {
+        if !live::database_exists(at, database).await? {
+            let sql = format!("CREATE DATABASE IF NOT EXISTS {}", ident(database));
+            at.client()?.run(&sql, &format!("creating database {database:?}")).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Creates a shadow, empty. Whatever bears its name and not this mirror's mark is somebody's own.
+async fn create_one(at: &ClickHouse, fact: &Table, chunks: usize) -> Result<(), Error> {
+    let table = &fact.schema;
+    let name = TableName { schema: table.destination.schema.clone(), name: shadow_of(at, fact) };
+    if let Some(found) = live::find(at, &name).await?
+        && found.mark.as_ref().is_none_or(|mark| mark.mirror != at.brief.mirror_uid)
+    {
+        return Err(permanent("ForeignShadow", foreign(&name)));
+    }
+    let codecs = live::codecs(at, &table.destination).await?;
+    let mark = Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.number, generation: Some(fact.generation) };
+    let sql = statement(&name, table, &at.options(table), &Own::of(&at.brief), &codecs, chunks, &mark);
+    at.client()?.run(&sql, &format!("creating {name}")).await
+}
+
+/// Says that a name is taken.
+pub(super) fn foreign(name: &TableName) -> String {
+    format!("{name} exists at the destination and was not made by this mirror, which needs the name for its load: rename or drop it")
+}
+
+/// The statement that creates a shadow.
+fn statement(
+    name: &TableName,
+    table: &TableSchema,
+    options: &ClickHouseTable,
+    own: &Own,
+    codecs: &[(String, String)],
+    chunks: usize,
+    mark: &Mark,
+) -> String {
+    let codec = |column: &str| codecs.iter().find(|(name, _)| name == column).map(|(_, codec)| format!(" {codec}")).unwrap_or_default();
+    let mut columns: Vec<String> =
+        table.copied().map(|c| format!("{} {}{}", ident(&c.destination), c.destination_type, codec(&c.destination))).collect();
+    columns.extend(own.definitions());
+    let mut sql = format!("CREATE OR REPLACE TABLE {} ({}) ENGINE = ", qualified(&name.schema, &name.name), columns.join(", "));
+    match options.engine {
+        Engine::Null => sql.push_str("Null"),
+        Engine::MergeTree => sql.push_str("MergeTree"),
+        Engine::ReplacingMergeTree => sql.push_str(&format!("ReplacingMergeTree({}, {})", ident(VERSION), ident(&own.flag))),
+    }
+    if options.engine != Engine::Null {
+        if let Some(expression) = &options.partition_by {
+            sql.push_str(&format!(" PARTITION BY ({expression})"));
+        }
+        if !options.primary_key.is_empty() {
+            sql.push_str(&format!(" PRIMARY KEY ({})", list(&options.primary_key)));
+        }
+        sql.push_str(&format!(" ORDER BY ({})", list(sorting_key(table, options))));
+        if let Some(expression) = &options.ttl {
+            sql.push_str(&format!(" TTL {expression}"));
+        }
+        let window = (chunks * BLOCKS_PER_CHUNK).max(1000);
+        let mut settings = vec![
+            format!("non_replicated_deduplication_window = {window}"),
+            // The source forgets what is confirmed to it: that must survive a power failure.
+            "fsync_after_insert = 1".into(),
+            "fsync_part_directory = 1".into(),
+        ];
+        settings.extend(options.settings.iter().map(|(name, value)| format!("{} = {}", ident(name), setting(value))));
+        sql.push_str(&format!(" SETTINGS {}", settings.join(", ")));
+    }
+    sql.push_str(&format!(" COMMENT {}", literal(&mark.comment(""))));
+    sql
+}
+
+/// Numbers stay numbers.
+fn setting(value: &str) -> String {
+    if value.parse::<f64>().is_ok() { value.to_string() } else { literal(value) }
+}
+
+impl Found {
+    /// Whether it still bears a name of the time before its swap.
+    pub(super) fn is_shadow(&self) -> bool {
+        let Some(generation) = self.mark.generation else { return false };
+        let epoch = self.mark.epoch;
+        self.name.name.ends_with(&format!("_resync_e{epoch}g{generation}")) || mark::is_any_swap(&self.name.name, epoch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::{Column, Identity};
+
+    fn table() -> TableSchema {
+        let column = |name: &str, type_: &str| Column {
+            source: name.into(),
+            destination: name.into(),
+            source_type: "text".into(),
+            source_type_oid: 25,
+            destination_type: type_.into(),
+            not_null: true,
+            generated: None,
+            binary: true,
+            as_text: false,
+        };
+        let name = TableName { schema: "shop".into(), name: "orders".into() };
+        let columns = vec![column("id", "Int64"), column("customer", "Int64"), column("it's `odd`", "Nullable(String)")];
+        TableSchema { number: 3, source: name.clone(), source_oid: 1, destination: name, columns, identity: Identity::Key(vec![0]) }
+    }
+
+    fn sql(options: &ClickHouseTable, synced_at: Option<&str>) -> String {
+        let name = TableName { schema: "shop".into(), name: "orders_resync_e2g1".into() };
+        let own = Own { flag: "_peerdb_is_deleted".into(), synced_at: synced_at.map(str::to_string) };
+        let mark = Mark { mirror: "u".into(), epoch: 2, table: 3, generation: Some(1) };
+        statement(&name, &table(), options, &own, &[("customer".into(), "CODEC(ZSTD(3))".into())], 2, &mark)
+    }
+
+    #[test]
+    fn the_default_keeps_the_last_version_by_the_sources_key() {
+        assert_eq!(
+            sql(&ClickHouseTable::default(), Some("at")),
+            "CREATE OR REPLACE TABLE `shop`.`orders_resync_e2g1` (`id` Int64, `customer` Int64 CODEC(ZSTD(3)), `it's \\`odd\\`` Nullable(String), \
+             `_peerdb_is_deleted` UInt8 DEFAULT 0, `at` DateTime64(6, 'UTC') DEFAULT now64(6), `_peerdb_version` UInt64 DEFAULT 0) \
+             ENGINE = ReplacingMergeTree(`_peerdb_version`, `_peerdb_is_deleted`) ORDER BY (`id`) \
+             SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1 \
+             COMMENT '[mirror-operator u e2 t3 g1]'"
+        );
+    }
+
+    #[test]
+    fn a_wanted_order_comes_first_and_the_key_after_it() {
+        let options = ClickHouseTable {
+            order_by: vec!["customer".into()],
+            primary_key: vec!["customer".into()],
+            partition_by: Some("customer % 4".into()),
+            ttl: Some("at + INTERVAL 1 YEAR".into()),
+            settings: [("index_granularity".into(), "1024".into()), ("storage_policy".into(), "cold's".into())].into(),
+            ..ClickHouseTable::default()
+        };
+        let sql = sql(&options, Some("at"));
+        let expected = "PARTITION BY (customer % 4) PRIMARY KEY (`customer`) ORDER BY (`customer`, `id`) TTL at + INTERVAL 1 YEAR SETTINGS";
+        assert!(sql.contains(expected), "{sql}");
+        assert!(sql.contains("`index_granularity` = 1024, `storage_policy` = 'cold\\'s'"), "{sql}");
+    }
+
+    #[test]
+    fn a_null_table_has_neither_order_nor_settings() {
+        let sql = sql(&ClickHouseTable { engine: Engine::Null, ..ClickHouseTable::default() }, None);
+        assert!(sql.ends_with("ENGINE = Null COMMENT '[mirror-operator u e2 t3 g1]'"), "{sql}");
+    }
+}

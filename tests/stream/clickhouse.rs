@@ -1,0 +1,179 @@
+//! The change stream from a PostgreSQL server to a ClickHouse server, named by MIRROR_TEST_CLICKHOUSE_URL.
+
+use std::time::Instant;
+
+use mirror_operator::{
+    brief::{Brief, DestinationPeer},
+    destination::{self, Boundary, Destination, Plan, clickhouse::Peer},
+    postgres::{Connection, Lsn, connect, wire::ReplicationSession},
+    source::catalog,
+    stream::{self, Ended, Health},
+};
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{self, CLICKHOUSE, SOURCE, database, until, value};
+
+/// A source and an empty mirror of its table `items`, whose tables are live.
+struct Stream {
+    brief: Brief,
+    source: Client,
+    to: Connection,
+}
+
+const ITEMS: &str = "CREATE TABLE public.items (id int PRIMARY KEY, name text, big text, price numeric(10,2), at timestamptz, tags text[]);
+    ALTER TABLE public.items ALTER big SET STORAGE EXTERNAL";
+
+async fn ask(to: &Connection, sql: &str) -> String {
+    let password = std::fs::read_to_string(&to.password.as_ref().unwrap().path).unwrap();
+    let request = reqwest::Client::new().post(format!("http://{}:{}/", to.host, to.port)).body(sql.to_string());
+    let answer = request.header("X-ClickHouse-User", &to.user).header("X-ClickHouse-Key", password).send().await.unwrap();
+    let fine = answer.status().is_success();
+    let text = answer.text().await.unwrap();
+    assert!(fine, "{sql}: {text}");
+    text.trim_end().to_string()
+}
+
+impl Stream {
+    async fn new(name: &str, replication: serde_json::Value) -> Self {
+        let from = database(SOURCE, &format!("stream_{name}_source")).await;
+        let mut to = support::server(CLICKHOUSE);
+        to.database = format!("stream_{name}");
+        ask(&to, &format!("DROP DATABASE IF EXISTS {} SYNC", to.database)).await;
+        ask(&to, &format!("CREATE DATABASE {}", to.database)).await;
+        let source = connect(&from, "test").await.unwrap();
+        source.batch_execute(ITEMS).await.unwrap();
+        let uid = format!("0a1b2c3d-{:04x}-4000-8000-00000000000{}", std::process::id() & 0xffff, name.len());
+        let brief: Brief = serde_json::from_value(serde_json::json!({
+            "namespace": "test", "mirror": name, "mirrorUid": uid, "epoch": 1, "previousEpoch": 0, "resync": "r", "resyncUid": uid,
+            "pipelineUrl": "", "source": from, "destination": DestinationPeer::ClickHouse(Peer { at: to.clone(), settings: Default::default() }),
+            "tables": [{ "source": "public.items", "destination": format!("{}.items", to.database) }],
+            "softDelete": { "enabled": true, "column": "_peerdb_is_deleted" }, "syncedAtColumn": "_peerdb_synced_at",
+            "snapshot": {}, "replication": replication, "carry": {},
+            "oldSnapshotWaitMillis": 0, "onOldSnapshot": "Proceed", "keepOldMillis": 0
+        }))
+        .unwrap();
+        source.batch_execute(&format!("CREATE PUBLICATION {} FOR TABLE public.items", brief.slot())).await.unwrap();
+        let mut session = ReplicationSession::connect(&brief.source, "test").await.unwrap();
+        let slot = session.create_slot(&brief.slot(), false).await.unwrap();
+        let tables = catalog::read(&source, &brief).await.unwrap().tables;
+        let destination = destination::open(&brief).await.unwrap();
+        assert_eq!(destination.preflight(&tables).await.unwrap(), vec![]);
+        destination.begin().await.unwrap();
+        let boundary = Boundary { generation: 1, lsn: slot.consistent_point };
+        destination.create_shadows(boundary, &tables, &Plan::default()).await.unwrap();
+        destination.seal().await.unwrap();
+        destination.carry().await.unwrap();
+        destination.swap().await.unwrap();
+        Self { brief, source, to }
+    }
+
+    fn run(&self) -> (JoinHandle<Ended>, watch::Receiver<Health>) {
+        let (sender, health) = watch::channel(Health::default());
+        let brief = self.brief.clone();
+        let task = tokio::spawn(async move {
+            let destination: Box<dyn Destination> = destination::open(&brief).await.unwrap();
+            stream::run(&brief, destination.as_ref(), &sender, CancellationToken::new()).await
+        });
+        (task, health)
+    }
+
+    async fn settle(&self, health: &watch::Receiver<Health>) {
+        let target: Lsn = value(&self.source, "SELECT pg_current_wal_insert_lsn()::text").await.parse().unwrap();
+        until(&format!("{target} is applied"), async || health.borrow().stream.applied_lsn >= target).await;
+    }
+
+    /// Both sides hold the same rows; says how many.
+    async fn same(&self, columns: &str) -> usize {
+        let here: Vec<String> = self
+            .source
+            .query(&format!("SELECT concat_ws('|', {columns}, array_to_string(tags, ',', 'NULL')) FROM public.items ORDER BY id"), &[])
+            .await
+            .unwrap()
+            .iter()
+            .map(|row| row.get(0))
+            .collect();
+        let tags = "arrayStringConcat(arrayMap(t -> ifNull(t, 'NULL'), tags), ',')";
+        let sql = format!(
+            "SELECT arrayStringConcat(arrayFilter(v -> v IS NOT NULL, [{columns}, {tags}]), '|') FROM {}.items FINAL ORDER BY id",
+            self.to.database
+        );
+        let there = ask(&self.to, &sql.replace("md5(big)", "lower(hex(MD5(big)))").replace("::text", "::Nullable(String)")).await;
+        let there: Vec<String> = there.lines().map(str::to_string).collect();
+        assert_eq!(here.len(), there.len());
+        for (ours, theirs) in here.iter().zip(&there) {
+            assert_eq!(ours, theirs);
+        }
+        there.len()
+    }
+
+    async fn remove(self) {
+        ask(&self.to, &format!("DROP DATABASE {} SYNC", self.to.database)).await;
+        support::remove_database(SOURCE, &self.brief.source.database).await;
+    }
+}
+
+const COLUMNS: &str = "id::text, name::text, md5(big), (price * 100)::int::text";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_change_arrives_also_when_the_stream_is_killed_at_any_moment() {
+    let stream = Stream::new("changes", serde_json::json!({ "batchRows": 200, "batchInterval": "20ms" })).await;
+    let large = "(SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 400))";
+    let (mut task, mut health) = stream.run();
+    let mut statements =
+        vec![format!("INSERT INTO public.items SELECT i, 'n' || i, {large}, i, now(), ARRAY['a', NULL] FROM generate_series(1, 500) i")];
+    for round in 0..12 {
+        statements.push(format!("UPDATE public.items SET price = price + 1 WHERE id % 7 = {}", round % 7));
+        statements.push(format!("UPDATE public.items SET id = id + 10000 WHERE id % 50 = {round}"));
+        statements.push(format!("DELETE FROM public.items WHERE id % 31 = {round}"));
+        statements.push(format!("INSERT INTO public.items SELECT i, 'again', NULL, 0, NULL, '{{}}' FROM generate_series(1, 100) i WHERE i % 31 = {round} ON CONFLICT DO NOTHING"));
+        statements.push(format!("BEGIN; INSERT INTO public.items (id) VALUES ({0}); UPDATE public.items SET name = 'x', big = {large} WHERE id = {0}; DELETE FROM public.items WHERE id = {0}; INSERT INTO public.items (id, name) VALUES ({0}, 'y'); COMMIT", 20_000 + round));
+    }
+    statements.push("TRUNCATE public.items".into());
+    statements.push("INSERT INTO public.items SELECT i, 'new', 'b', 1, now(), NULL FROM generate_series(1, 50) i".into());
+    statements.push("ALTER TABLE public.items ADD COLUMN extra int DEFAULT 7".into());
+    statements.push("INSERT INTO public.items (id, extra) VALUES (1000, 8); UPDATE public.items SET name = 'z' WHERE id = 3".into());
+    for (number, sql) in statements.iter().enumerate() {
+        stream.source.batch_execute(sql).await.unwrap();
+        if number % 5 == 4 {
+            task.abort();
+            let _ = task.await;
+            (task, health) = stream.run();
+        }
+        if sql.starts_with("TRUNCATE") {
+            stream.settle(&health).await;
+            assert_eq!(stream.same(COLUMNS).await, 0);
+        } else if number % 20 == 10 {
+            stream.settle(&health).await;
+            assert!(stream.same(COLUMNS).await > 300);
+        }
+    }
+    stream.settle(&health).await;
+    assert_eq!(stream.same(&format!("{COLUMNS}, extra::text")).await, 51);
+    task.abort();
+    stream.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_are_applied_quickly() {
+    let stream = Stream::new("speed", serde_json::json!({})).await;
+    let rows = 200_000u32;
+    stream
+        .source
+        .batch_execute(&format!(
+            "INSERT INTO public.items SELECT i, 'name ' || i, 'value', 1, now(), NULL FROM generate_series(1, {rows}) i"
+        ))
+        .await
+        .unwrap();
+    stream.source.batch_execute("UPDATE public.items SET price = price + 1").await.unwrap();
+    let began = Instant::now();
+    let (task, health) = stream.run();
+    stream.settle(&health).await;
+    let seconds = began.elapsed().as_secs_f64();
+    println!("{} changes in {seconds:.1} s: {:.0} a second", 2 * rows, f64::from(2 * rows) / seconds);
+    let count = format!("SELECT count(), sum(price) FROM {}.items FINAL", stream.to.database);
+    assert_eq!(ask(&stream.to, &count).await, format!("{rows}\t{}", 2 * rows));
+    task.abort();
+    stream.remove().await;
+}
