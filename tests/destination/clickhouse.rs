@@ -115,7 +115,7 @@ async fn truncate_flags_what_was_there_before_it() {
     let schema = t(&place);
     change(&mut *to, &schema, 3000, upsert("2|later|b")).await.unwrap();
     for _ in 0..2 {
-        to.truncate(&[&schema], Lsn(2500)).await.unwrap();
+        to.truncate(&schema, Lsn(2500)).await.unwrap();
     }
     assert_eq!(place.read("t", ALL).await, ["1|one|a|t", "2|later|b|f"]);
 }
