@@ -88,7 +88,12 @@ impl Stream {
     async fn same(&self, columns: &str) -> usize {
         let here: Vec<String> = self
             .source
-            .query(&format!("SELECT concat_ws('|', {columns}, array_to_string(tags, ',', 'NULL')) FROM public.items ORDER BY id"), &[])
+            .query(
+                &format!(
+                    "SELECT concat_ws('|', {columns}, coalesce(array_to_string(tags, ',', 'NULL'), '')) FROM public.items ORDER BY id"
+                ),
+                &[],
+            )
             .await
             .unwrap()
             .iter()
@@ -99,6 +104,8 @@ impl Stream {
             "SELECT arrayStringConcat(arrayFilter(v -> v IS NOT NULL, [{columns}, {tags}]), '|') FROM {}.items FINAL ORDER BY id",
             self.to.database
         );
+        let cents = "if(price IS NULL, NULL, toString(toInt64(assumeNotNull(price) * 100)))";
+        let sql = sql.replace("(price * 100)::int::text", cents);
         let there = ask(&self.to, &sql.replace("md5(big)", "lower(hex(MD5(big)))").replace("::text", "::Nullable(String)")).await;
         let there: Vec<String> = there.lines().map(str::to_string).collect();
         assert_eq!(here.len(), there.len());
