@@ -1,6 +1,10 @@
 //! ClickHouse behind TLS: a proxy with a certificate of its own stands in front of the server, which itself offers none.
 
-use std::{path::PathBuf, process::Command, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
 
 use mirror_operator::{
     api::peer::TlsMode,
@@ -34,7 +38,7 @@ fn certificates() -> PathBuf {
 }
 
 /// Forwards to the server what comes encrypted; returns the port.
-async fn proxy(directory: &PathBuf, server: (String, u16)) -> u16 {
+async fn proxy(directory: &Path, server: (String, u16)) -> u16 {
     let chain = CertificateDer::pem_file_iter(directory.join("server.crt")).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
     let key = PrivateKeyDer::from_pem_file(directory.join("server.key")).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
