@@ -127,3 +127,42 @@ fn known<T>(peer: Option<&Peer>, name: &str, role: Role, reach: impl Fn(&Peer, &
     };
     reach(peer, side).ok_or_else(|| format!("Peer {name:?} is of a kind that this version does not know."))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object<T: serde::de::DeserializeOwned>(kind: &str, name: &str, spec: serde_json::Value) -> T {
+        let api_version = "mirror-operator.io/v1alpha1";
+        serde_json::from_value(
+            json!({ "apiVersion": api_version, "kind": kind, "metadata": { "name": name, "namespace": "n" }, "spec": spec }),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn tables_for_clickhouse_go_into_the_peers_database_with_the_names_that_peerdb_uses() {
+        let at = json!({ "host": "h", "database": "my.shop", "user": "u" });
+        let source: Peer = object("Peer", "a", json!({ "roles": ["Source"], "postgres": at }));
+        let destination: Peer = object("Peer", "b", json!({ "roles": ["Destination"], "clickhouse": at }));
+        let mirror = |tables| -> Mirror {
+            object("Mirror", "m", json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": tables }))
+        };
+        let made = brief(
+            &mirror(json!([{ "source": "public.orders" }, { "source": "public.t", "destination": "other.t" }])),
+            None,
+            1,
+            Some(&source),
+            Some(&destination),
+        );
+        let made = made.unwrap();
+        let names: Vec<_> = made.tables.iter().map(|t| TableName::parse(t.destination.as_deref().unwrap()).unwrap().to_string()).collect();
+        assert_eq!(names, ["my.shop.orders", "other.t"]);
+        assert_eq!((made.soft_delete.column.as_str(), made.synced_at_column.as_str()), ("_peerdb_is_deleted", "_peerdb_synced_at"));
+        assert!(matches!(&made.destination, DestinationPeer::ClickHouse(peer) if peer.at.port == 8123));
+        let same = mirror(json!([{ "source": "a.orders" }, { "source": "b.orders" }]));
+        assert!(brief(&same, None, 1, Some(&source), Some(&destination)).unwrap_err().contains("same destination"));
+    }
+}

@@ -198,7 +198,12 @@ async fn a_stream_survives_every_lost_reply() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plain_merge_tree_keeps_every_change_and_loads_each_row_once() {
-    let options = ClickHouseTable { engine: Engine::MergeTree, order_by: vec!["id".into()], ..ClickHouseTable::default() };
+    let options = ClickHouseTable {
+        engine: Engine::MergeTree,
+        order_by: vec!["id".into()],
+        partition_by: Some("id % 7".into()),
+        ..ClickHouseTable::default()
+    };
     let place = OnClickHouse::new().await.with(options);
     let schema = TableSchema { identity: Identity::FullRow, ..t(&place) };
     let at = open(&place.brief(1)).await;
@@ -220,6 +225,19 @@ async fn a_plain_merge_tree_keeps_every_change_and_loads_each_row_once() {
     change(&mut *to, &schema, 2001, RowChange::Remove { row: row("1|one|b") }).await.unwrap();
     let log = "SELECT kind, _peerdb_is_deleted, _peerdb_version FROM public.t WHERE id = 1 ORDER BY 3";
     assert_eq!(place.rows(log).await, ["a|0|0", "b|0|2000", "b|1|2001"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_may_fall_into_many_partitions() {
+    let options = ClickHouseTable { partition_by: Some("id % 300".into()), ..ClickHouseTable::default() };
+    let place = OnClickHouse::new().await.with(options);
+    let at = open(&place.brief(1)).await;
+    let lines: Vec<String> = (0..600).map(|i| format!("{i}\tone\ta")).collect();
+    whole(&*at, &[(t(&place), &lines.iter().map(String::as_str).collect::<Vec<_>>())]).await;
+    let mut to = at.applier().await.unwrap();
+    let changes: Vec<RowChange> = (0..600).map(|i| upsert(&format!("{i}|…|b"))).collect();
+    to.write(&t(&place), changes, (2000..2600).map(Lsn).collect(), Counts::default()).await.unwrap();
+    assert_eq!(place.rows("SELECT count(), countIf(name = 'one' AND kind = 'b') FROM public.t FINAL").await, ["600|600"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -385,8 +403,8 @@ async fn a_peer_says_what_is_missing() {
     assert!(cure.contains("CREATE DATABASE `no such`"), "{cure}");
     assert_eq!(reason(&|p| p.at.user = "readonly".into()).await.0, "ReadOnly");
     let (wrong, words) = reason(&|p| p.at.password = Some(crate::support::secret("wrong"))).await;
-    assert!(wrong == "CannotConnect" && words.contains("Authentication failed") && !words.contains("wrong\""), "{words}");
-    assert_eq!(reason(&|p| p.at.port = 1).await.0, "CannotConnect");
+    assert!(wrong == "AuthenticationFailed" && words.contains("Authentication failed") && !words.contains("wrong\""), "{words}");
+    assert_eq!(reason(&|p| p.at.port = 1).await.0, "Unreachable");
     let ordinary = format!("{}_ordinary", place.to.database);
     let url = format!("CREATE DATABASE `{ordinary}` ENGINE = Memory");
     ask(&place.to, &url).await.unwrap();

@@ -14,4 +14,5 @@ mod on_postgres;
 mod proxy;
 mod speed;
 mod swap;
+mod tls;
 mod types;

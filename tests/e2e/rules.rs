@@ -14,6 +14,10 @@ async fn kubectl_apply_refuses_what_the_schema_can_know() {
     let world = World::new("rules").await;
     let peer = |spec: Value| json!({ "kind": "Peer", "metadata": { "name": "p" }, "spec": spec });
     refused(&world, peer(json!({ "roles": ["Source"] })), "exactly one kind of database").await;
+    let server = json!({ "host": "h", "database": "d", "user": "u" });
+    refused(&world, peer(json!({ "roles": ["Destination"], "postgres": server, "clickhouse": server })), "exactly one kind of database")
+        .await;
+    refused(&world, peer(json!({ "roles": ["Source"], "clickhouse": server })), "only a PostgreSQL database").await;
     refused(
         &world,
         peer(json!({ "roles": [], "postgres": { "host": "h", "database": "d", "user": "u" } })),

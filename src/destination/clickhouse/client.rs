@@ -48,6 +48,8 @@ impl Client {
     pub(super) fn new(to: &Peer, name: String) -> Result<Self, Error> {
         let limit = Duration::from_millis(to.at.connect_timeout_millis);
         let mut builder = reqwest::Client::builder().no_proxy().connect_timeout(limit).tcp_nodelay(true);
+        // Servers close connections that say nothing for longer (keep_alive_timeout, 10 s at first).
+        builder = builder.pool_idle_timeout(Duration::from_secs(5));
         // The server says nothing while it works; a server that is gone is found out by the system's probes.
         builder = builder.tcp_keepalive(Duration::from_secs(20));
         let scheme = match to.at.tls {
@@ -136,6 +138,8 @@ impl Client {
             ("wait_end_of_query", "1"),
             ("output_format_json_quote_64bit_integers", "0"),
             ("async_insert", "0"),
+            // A block of the load may fall into many partitions.
+            ("max_partitions_per_insert_block", "0"),
         ];
         Ok(request.query(&always).query(&self.to.settings).query(settings).query(&sql.map(|sql| ("query", sql)).as_slice()))
     }

@@ -21,11 +21,18 @@ impl Refusal {
         Self { code: 0, words }
     }
 
+    /// Whether the user or the password is wrong: UNKNOWN_USER, WRONG_PASSWORD, REQUIRED_PASSWORD, AUTHENTICATION_FAILED.
+    pub(super) fn is_authentication(&self) -> bool {
+        matches!(self.code, 192..=194 | 516)
+    }
+
     /// The server's sentence without its own trailer.
     fn sentence(&self) -> &str {
         let words = self.words.trim();
         let words = words.split_once("DB::Exception: ").map_or(words, |(_, rest)| rest);
         let words = words.split_once(" (version ").map_or(words, |(before, _)| before);
+        // What follows is advice on how to reset a forgotten password.
+        let words = words.split_once("\n\n").map_or(words, |(before, _)| before);
         let end = words.char_indices().nth(400).map_or(words.len(), |(at, _)| at);
         &words[..end]
     }

@@ -84,17 +84,28 @@ impl ClickHouse {
 /// What is missing at a server for any mirror to write to it, each with its cure.
 pub async fn check(to: &Peer) -> PeerReport {
     let looked = match Client::new(to, "mo-check".into()) {
-        Ok(client) => preflight::server(&client, to).await,
+        Ok(client) => look(&client, to).await,
         Err(error) => Err(error),
     };
-    match looked {
-        Ok((server, problems)) => PeerReport { server_version: server.version, system_identifier: server.identifier, problems },
-        Err(Error::Permanent(failure)) => PeerReport { problems: vec![failure], ..PeerReport::default() },
-        Err(error) => {
-            let failure = Failure { reason: "CannotConnect".into(), message: error.to_string(), permanent: false };
-            PeerReport { problems: vec![failure], ..PeerReport::default() }
-        }
+    looked.unwrap_or_else(|error| {
+        let problem = match error {
+            Error::Permanent(failure) => failure,
+            other => Failure { reason: "Unreachable".into(), message: other.to_string(), permanent: false },
+        };
+        PeerReport { problems: vec![problem], ..PeerReport::default() }
+    })
+}
+
+async fn look(client: &Client, to: &Peer) -> Result<PeerReport, Error> {
+    if let Err(refusal) = client.try_run("SELECT 1", &[]).await
+        && refusal.is_authentication()
+    {
+        let message = error::meaning(&refusal, &format!("Peer {}", to.at.peer)).to_string();
+        let problem = Failure { reason: "AuthenticationFailed".into(), message, permanent: false };
+        return Ok(PeerReport { problems: vec![problem], ..PeerReport::default() });
     }
+    let (server, problems) = preflight::server(client, to).await?;
+    Ok(PeerReport { server_version: server.version, system_identifier: server.identifier, problems })
 }
 
 /// A column's type for this mirror, and how its values travel. `declared` is its type as the source's catalog prints it.
