@@ -228,6 +228,21 @@ impl ClickHouse {
         Ok((found > 0).then_some(found))
     }
 
+    /// Whether another epoch of the mirror has begun, and not only its number been used to close the fence.
+    pub(super) async fn has_begun(&self, epoch: u32) -> Result<bool, Error> {
+        #[derive(Deserialize)]
+        struct Found {
+            n: u64,
+        }
+        let sql = format!(
+            "SELECT count() AS n FROM {} WHERE mirror = {} AND epoch = {epoch} AND kind = {}",
+            self.ledger(FACT),
+            literal(&self.brief.mirror_uid),
+            literal(Begun::KIND)
+        );
+        Ok(self.client()?.row::<Found>(&sql, "reading the ledger").await?.n > 0)
+    }
+
     /// Stops whoever is of an earlier epoch.
     pub(super) async fn fence(&self) -> Result<(), Error> {
         match self.newest().await? {
@@ -290,7 +305,8 @@ pub(super) async fn end_queries_before(at: &ClickHouse, epoch: u32) -> Result<()
     let older = format!("toUInt32OrZero(extract(query_id, {pattern})) BETWEEN 1 AND {}", epoch.saturating_sub(1));
     let doing = "ending queries of earlier epochs";
     for _ in 0..60 {
-        let left: Vec<Query> = at.client()?.rows(&format!("SELECT query_id FROM system.processes WHERE {older}"), doing).await?;
+        let left: Vec<Query> =
+            at.client()?.rows(&format!("SELECT query_id FROM system.processes WHERE {older} AND query_id != queryID()"), doing).await?;
         if left.is_empty() {
             return Ok(());
         }

@@ -58,7 +58,7 @@ pub(super) async fn abandon(at: &ClickHouse) -> Result<(), Error> {
     }
     let next = at.brief.epoch + 1;
     match at.newest().await? {
-        Some(newest) if newest > next => return Err(Error::Superseded(newest)),
+        Some(newest) if newest > next || newest == next && at.has_begun(next).await? => return Err(Error::Superseded(newest)),
         Some(newest) if newest == next => {}
         _ => ledger::raise(at, next).await?,
     }
