@@ -262,6 +262,9 @@ pub struct Ending {
     pub message: String,
     /// Whether nothing is known to have been made at source or destination.
     pub untouched: bool,
+    /// Since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
 }
 
 /// Partitions of a load.
