@@ -129,17 +129,32 @@ fn start_logging() {
     tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
-/// Cancelled at SIGTERM or SIGINT.
+/// Cancelled at SIGTERM or SIGINT. A pod's first process has to ask for them: without a handler the kernel passes them over.
 fn shutdown() -> CancellationToken {
     use tokio::signal::unix::{SignalKind, signal};
     let token = CancellationToken::new();
     let ended = token.clone();
-    tokio::spawn(async move {
-        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else { return };
-        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-        ended.cancel();
-    });
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut term), Ok(mut int)) => {
+            tokio::spawn(async move {
+                tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+                ended.cancel();
+            });
+        }
+        (Err(error), _) | (_, Err(error)) => tracing::warn!(%error, "signals are not heard"),
+    }
     token
+}
+
+/// Does the work, but no longer than until the pod is told to end. Whatever is in hand then is begun again by the next pod.
+async fn until_told<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let told = shutdown();
+    tokio::select! {
+        done = work => done,
+        () = told.cancelled() => {
+            Err(Failure { reason: "Terminated".into(), message: "The pod was told to end.".into(), permanent: false })
+        }
+    }
 }
 
 fn operator(settings: controller::Settings) -> ExitCode {
@@ -173,7 +188,7 @@ fn data_pod(told: &Brief, threads: usize, work: impl AsyncFnOnce(brief::Brief) -
     let outcome = read_brief(&told.brief).and_then(|brief| {
         let runtime = runtime(threads);
         let runtime = runtime.map_err(|e| Failure { reason: "NoRuntime".into(), message: e.to_string(), permanent: false })?;
-        runtime.block_on(work(brief))
+        runtime.block_on(until_told(work(brief)))
     });
     let (swapped, failure) = match outcome {
         Ok(swapped) => (swapped, None),
@@ -219,11 +234,15 @@ fn check_peer(peer: &str, roles: &[Role], result: &Path) -> ExitCode {
             Role::Destination => api::peer::Role::Destination,
         })
         .collect();
-    match runtime(1).map(|r| r.block_on(check::run(&connection, &roles))) {
-        Ok(report) => {
+    match runtime(1).map(|r| r.block_on(until_told(async { Ok(check::run(&connection, &roles).await) }))) {
+        Ok(Ok(report)) => {
             tracing::info!(problems = report.problems.len(), version = report.server_version, "checked");
             leave(result, report);
             ExitCode::SUCCESS
+        }
+        Ok(Err(failure)) => {
+            tracing::error!(reason = failure.reason, "{}", failure.message);
+            ExitCode::FAILURE
         }
         Err(error) => {
             tracing::error!(%error, "no runtime");
@@ -244,5 +263,21 @@ fn crds(check: bool, root: &Path) -> ExitCode {
             eprintln!("{error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_ends_when_the_pod_is_told_to() {
+        let told = async {
+            let sent = std::process::Command::new("kill").args(["-TERM", &std::process::id().to_string()]).status().unwrap();
+            assert!(sent.success());
+            std::future::pending::<Result<(), Failure>>().await
+        };
+        let failure = until_told(told).await.unwrap_err();
+        assert_eq!((failure.reason.as_str(), failure.permanent), ("Terminated", false));
     }
 }

@@ -59,3 +59,47 @@ pub fn together(failures: Vec<Failure>) -> Option<Failure> {
         message: failures.iter().map(|f| f.message.as_str()).collect::<Vec<_>>().join("\n"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, path::Path};
+
+    /// What comes before a reason where it is written down as a literal.
+    const MARKS: [&str; 6] = ["failure(", "refused(", "permanent(", "cannot(", "passing(", "reason: "];
+
+    fn word(text: &str) -> Option<String> {
+        let word = text.trim_start().strip_prefix('"')?.split('"').next()?;
+        let camel = word.starts_with(|c: char| c.is_ascii_uppercase()) && word.chars().all(|c| c.is_ascii_alphabetic());
+        camel.then(|| word.to_string())
+    }
+
+    fn reasons(directory: &Path, found: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("tests") {
+                reasons(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("tests.rs") {
+                let source = std::fs::read_to_string(&path).unwrap();
+                let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+                found.extend(MARKS.iter().flat_map(|mark| code.split(mark).skip(1).filter_map(word)));
+                // Tables of SQLSTATEs: a reason, and whether it is permanent.
+                let told =
+                    |text: &&str| [", true)", ", false)"].iter().any(|end| text.splitn(3, '"').nth(2).is_some_and(|t| t.starts_with(end)));
+                found.extend(code.split('(').filter(told).filter_map(word));
+            }
+        }
+    }
+
+    #[test]
+    fn every_reason_of_a_failure_stands_in_the_documentation() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut found = BTreeSet::new();
+        reasons(&root.join("src"), &mut found);
+        for known in ["TableMissing", "Displaced", "SourceLocked", "Terminated"] {
+            assert!(found.contains(known), "{known} is not found: {found:?}");
+        }
+        let documented = std::fs::read_to_string(root.join("docs/failure-modes.md")).unwrap();
+        let missing: Vec<_> = found.iter().filter(|reason| !documented.contains(&format!("`{reason}`"))).collect();
+        assert!(missing.is_empty(), "docs/failure-modes.md does not know {missing:?}");
+    }
+}

@@ -30,6 +30,9 @@ use super::{
 #[x_kube(
     validation = Rule::new("self.mirror == oldSelf.mirror").message("mirror cannot be changed: make a new MirrorResync"),
     validation = Rule::new("self.handover == oldSelf.handover").message("handover cannot be changed: make a new MirrorResync"),
+    validation = Rule::new("self.carry == oldSelf.carry && self.keepOld == oldSelf.keepOld").message("carry and keepOld cannot be changed: make a new MirrorResync"),
+    validation = Rule::new("self.swap.oldSnapshotWait == oldSelf.swap.oldSnapshotWait && self.swap.onOldSnapshot == oldSelf.swap.onOldSnapshot").message("swap.oldSnapshotWait and swap.onOldSnapshot cannot be changed: make a new MirrorResync"),
+    validation = Rule::new("self.?snapshot.?partitionSize == oldSelf.?snapshot.?partitionSize && self.?snapshot.?chunkSize == oldSelf.?snapshot.?chunkSize && self.?snapshot.?maxBytesPerSecond == oldSelf.?snapshot.?maxBytesPerSecond").message("of snapshot only maxParallelWorkers can be changed: make a new MirrorResync"),
     validation = Rule::new("!oldSelf.cancel || self.cancel").message("a cancelled resync cannot be taken up again: make a new MirrorResync")
 )]
 pub struct MirrorResyncSpec {
@@ -262,6 +265,9 @@ pub struct Ending {
     pub message: String,
     /// Whether nothing is known to have been made at source or destination.
     pub untouched: bool,
+    /// Since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
 }
 
 /// Partitions of a load.

@@ -81,7 +81,7 @@ async fn observe(mirror: &Mirror, context: &Context) -> Result<Observed, Error> 
     if deleting {
         let forget = context.job(&namespace, &forget_name(mirror), &uid).await?;
         let pods = context.pods(&namespace, &name, None).await?;
-        seen.pods = pods.alive(&["forget"]);
+        seen.pods = pods.alive(&["forget"]).len();
         seen.forget_job = job_facts(forget, "forget", &pods);
     } else if status.live_epoch > 0 {
         let pods = context.pods(&namespace, &name, Some(status.live_epoch)).await?;

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Context, Error};
 use crate::{
-    report::Report,
+    report::{JobReport, Report},
     resync::JobFacts,
     workload::{EPOCH_LABEL, MIRROR_LABEL, PORT},
 };
@@ -25,13 +25,15 @@ impl Pods {
         self.0.iter().filter(move |p| p.labels().get("app.kubernetes.io/component").is_some_and(|c| c == component))
     }
 
-    /// How many pods have containers that may still run, beside those of `except`.
-    pub fn alive(&self, except: &[&str]) -> usize {
+    /// The pods whose containers may still run, beside those of `except`, by name.
+    pub fn alive(&self, except: &[&str]) -> Vec<String> {
         let counts = |p: &&Pod| {
             let component = p.labels().get("app.kubernetes.io/component").map(String::as_str).unwrap_or_default();
             !except.contains(&component) && !matches!(p.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
         };
-        self.0.iter().filter(counts).count()
+        let mut names: Vec<String> = self.0.iter().filter(counts).map(ResourceExt::name_any).collect();
+        names.sort();
+        names
     }
 
     /// Why the newest pod of a component does not run.
@@ -40,12 +42,12 @@ impl Pods {
         trouble(newest)
     }
 
-    /// What the newest finished pod of a Job left as its termination message.
-    pub fn last_words<T: DeserializeOwned>(&self, job: &Job) -> Option<T> {
-        let uid = job.uid()?;
+    /// What the finished pods of a Job left as their termination messages, the newest first.
+    pub fn words<T: DeserializeOwned>(&self, job: &Job) -> Vec<T> {
+        let uid = job.uid().unwrap_or_default();
         let mut finished: Vec<&Pod> = self.0.iter().filter(|p| p.owner_references().iter().any(|o| o.uid == uid)).collect();
         finished.sort_by_key(|p| p.creation_timestamp());
-        finished.iter().rev().find_map(|p| serde_json::from_str(message(p)?).ok())
+        finished.iter().rev().filter_map(|p| serde_json::from_str(message(p)?).ok()).collect()
     }
 
     /// The address of the pipeline pod.
@@ -124,13 +126,22 @@ pub fn job_facts(job: Option<Job>, component: &str, pods: &Pods) -> Option<JobFa
     let ended = condition("Complete").or(condition("Failed"));
     Some(JobFacts {
         completed: condition("Complete").is_some(),
+        refused: condition("Failed").is_some_and(|c| c.reason.as_deref() == Some("PodFailurePolicy")),
         ended: ended.map(|c| c.last_transition_time.map_or(Timestamp::UNIX_EPOCH, |t| t.0)),
         failed: condition("Failed")
             .map(|c| format!("Job {name} failed: {} {}", c.reason.unwrap_or_default(), c.message.unwrap_or_default()).trim().to_string()),
         failed_indexes: job.status.as_ref().and_then(|s| s.failed_indexes.as_ref()).map_or(0, |list| count_indexes(list)),
-        report: pods.last_words(&job),
+        report: decisive(pods.words(&job)),
         pod_trouble: pods.trouble(component),
     })
+}
+
+/// Of what the pods of a Job said, the newest first, the word that counts: one that ends it, else the newest. A pod that is stopped because another has
+/// ended the Job may well be the last to speak.
+fn decisive(words: Vec<JobReport>) -> Option<JobReport> {
+    let ends = |r: &JobReport| r.swapped.is_some() || r.failure.as_ref().is_some_and(|f| f.permanent);
+    let at = words.iter().position(ends).unwrap_or_default();
+    words.into_iter().nth(at)
 }
 
 /// How many indexes a list such as `1,3-5,7` names (Kubernetes docs, Job status, `failedIndexes`).
@@ -144,7 +155,20 @@ fn count_indexes(list: &str) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::count_indexes;
+    use super::{count_indexes, decisive};
+    use crate::report::{Failure, JobReport};
+
+    #[test]
+    fn a_word_that_ends_a_job_counts_more_than_a_later_one() {
+        let said = |reason: &str, permanent: bool| JobReport {
+            failure: Some(Failure { reason: reason.into(), message: String::new(), permanent }),
+            ..JobReport::default()
+        };
+        let reason = |words: Vec<JobReport>| decisive(words).and_then(|r| r.failure).map(|f| f.reason);
+        assert_eq!(reason(vec![said("Stopped", false), said("ValueRefused", true), said("Away", false)]), Some("ValueRefused".into()));
+        assert_eq!(reason(vec![said("Stopped", false), said("Away", false)]), Some("Stopped".into()));
+        assert_eq!(reason(vec![]), None);
+    }
 
     #[test]
     fn lists_of_indexes_are_counted() {

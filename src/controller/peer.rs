@@ -42,7 +42,7 @@ async fn observe(peer: &Peer, context: &Context) -> Result<Observed, Error> {
     let pods = context.pods_of_job(&namespace, &name).await?;
     let ended = job.status.as_ref().and_then(|s| s.conditions.as_ref()).into_iter().flatten();
     let ended = ended.filter(|c| c.status == "True" && matches!(c.type_.as_str(), "Complete" | "Failed")).count() > 0;
-    Ok(Observed { check: Some(CheckFacts { ended, report: pods.last_words(&job), trouble: pods.trouble("check") }) })
+    Ok(Observed { check: Some(CheckFacts { ended, report: pods.words(&job).into_iter().next(), trouble: pods.trouble("check") }) })
 }
 
 async fn apply(effect: &Effect, peer: &Peer, context: &Context) -> Result<(), Error> {

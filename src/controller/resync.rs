@@ -69,6 +69,7 @@ async fn observe(resync: &MirrorResync, mirror: Option<&Mirror>, context: &Conte
     seen.mirror = Some(MirrorFacts {
         uid: mirror_uid.clone(),
         deleting: mirror.metadata.deletion_timestamp.is_some(),
+        forced: mirror::forced(mirror),
         active: mirror_status.active_resync.clone(),
         live_epoch: mirror_status.live_epoch,
         max_parallel_workers: mirror.spec.snapshot.max_parallel_workers,

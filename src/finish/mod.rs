@@ -49,10 +49,7 @@ pub async fn swap_at(brief: &Brief, destination: &dyn Destination) -> Result<Swa
 
 /// Without its slot the new tables would stand still from the first moment. A source that cannot be asked just now says nothing about it.
 async fn refuse_lost_slot(brief: &Brief) -> Result<(), Error> {
-    let looked = async {
-        let client = connect::connect(&brief.source, &slot::housekeeping(brief)).await?;
-        slot::refuse_lost(&client, brief).await
-    };
+    let looked = async { slot::refuse_lost(&source(brief).await?, brief).await };
     match looked.await {
         Err(error) if error.is_permanent() => Err(error),
         Err(error) => {
@@ -63,7 +60,10 @@ async fn refuse_lost_slot(brief: &Brief) -> Result<(), Error> {
     }
 }
 
-/// See [`cleanup`]. The source comes first: a forgotten slot fills its disk, forgotten shadows only take room.
+/// See [`cleanup`]. The fence comes before the slot is dropped: a pod that nobody could stop may swap at any moment until then, and to drop the slot of
+/// a live epoch loses changes, while a slot that stays for a moment longer only takes room. The source is reached before the fence, for the
+/// destination forgets with it that the epoch began; should the connection be lost in between, the next try still drops this epoch's slot, and
+/// the next epoch those of earlier ones.
 pub async fn cleanup_at(brief: &Brief, destination: &dyn Destination) -> Result<Option<SwapReport>, Trouble> {
     let Some(state) = destination.state().await? else {
         // It never began, so the epoch before it streams on.
@@ -73,9 +73,13 @@ pub async fn cleanup_at(brief: &Brief, destination: &dyn Destination) -> Result<
     if state.swapped {
         return Ok(destination.swapped().await?);
     }
-    // It began: no earlier epoch will stream again.
-    at_source(brief, |epoch| epoch <= brief.epoch).await?;
+    let source = source(brief).await?;
     destination.abandon().await?;
+    if let Some(swapped) = destination.swapped().await? {
+        return Ok(Some(swapped));
+    }
+    // It began: no earlier epoch will stream again.
+    slot::drop_epochs(&source, brief, |epoch| epoch <= brief.epoch).await?;
     Ok(None)
 }
 
@@ -86,8 +90,11 @@ pub async fn forget_at(brief: &Brief, destination: &dyn Destination, drop_tables
 }
 
 async fn at_source(brief: &Brief, which: impl Fn(u32) -> bool) -> Result<(), Error> {
-    let client = connect::connect(&brief.source, &slot::housekeeping(brief)).await?;
-    slot::drop_epochs(&client, brief, which).await
+    slot::drop_epochs(&source(brief).await?, brief, which).await
+}
+
+async fn source(brief: &Brief) -> Result<tokio_postgres::Client, Error> {
+    Ok(connect::connect(&brief.source, &slot::housekeeping(brief)).await?)
 }
 
 async fn open(brief: &Brief) -> Result<Box<dyn Destination>, Failure> {

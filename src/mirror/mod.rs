@@ -13,7 +13,7 @@ use std::time::Duration;
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
 use crate::{
-    api::{MirrorStatus, resync::Phase},
+    api::{Mirror, MirrorStatus, resync::Phase},
     brief::Brief,
     report::Report,
     resync::{JobFacts, Notice},
@@ -23,6 +23,11 @@ use crate::{
 pub const FINALIZER: &str = "mirror-operator.io/mirror";
 /// An annotation that lets a Mirror go without removing anything at source or destination, for when they are gone for good.
 pub const FORCE_ANNOTATION: &str = "mirror-operator.io/force-delete";
+
+/// Whether a Mirror bears [`FORCE_ANNOTATION`].
+pub fn forced(mirror: &Mirror) -> bool {
+    mirror.metadata.annotations.as_ref().is_some_and(|a| a.get(FORCE_ANNOTATION).is_some_and(|v| v == "true"))
+}
 
 /// What is true of the world around one Mirror.
 #[derive(Clone, Debug, Default)]

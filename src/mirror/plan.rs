@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
-use super::{Effect, FINALIZER, FORCE_ANNOTATION, Observed, Pass, Plan, ResyncFacts, made_from};
+use super::{Effect, FINALIZER, FORCE_ANNOTATION, Observed, Pass, Plan, ResyncFacts, forced, made_from};
 use crate::{
     api::{
         Mirror, MirrorStatus,
@@ -361,7 +361,7 @@ impl Pass<'_> {
             return Plan { effects, status, next_look: None };
         }
         status.phase = MirrorPhase::Terminating;
-        let forced = self.mirror.metadata.annotations.as_ref().is_some_and(|a| a.get(FORCE_ANNOTATION).is_some_and(|v| v == "true"));
+        let forced = forced(self.mirror);
         // A pod that outlived the Job may have made something again: then it is removed once more.
         let completed = self.seen.forget_job.as_ref().is_some_and(|j| j.completed);
         let forgotten = completed && self.seen.pods == 0;

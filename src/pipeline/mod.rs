@@ -12,10 +12,7 @@ mod retire;
 
 use std::time::Duration;
 
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use board::Board;
@@ -42,24 +39,20 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Between tries after an error that people have to cure, once the tables are live.
 const CURE: Duration = Duration::from_secs(30);
 
-/// Runs the pod until it is told to end.
+/// Runs the pod; whoever calls it ends it.
 pub async fn run(brief: Brief) -> Result<(), Failure> {
     let cannot = |reason: &str, why: String| Failure { reason: reason.into(), message: why, permanent: false };
-    let shutdown = CancellationToken::new();
-    let mut terminated = signal(SignalKind::terminate()).map_err(|error| cannot("Signals", error.to_string()))?;
+    let endless = CancellationToken::new();
     let listener = TcpListener::bind(ADDRESS).await.map_err(|error| cannot("Listen", format!("{ADDRESS:?}: {error}")))?;
     let destination = destination::open(&brief).await.map_err(|error| Trouble::from(error).failure())?;
     let board = Board::new(&brief);
-    let server = tokio::spawn(http::serve(listener, board.clone(), shutdown.clone()));
-    let token = shutdown.clone();
-    tokio::spawn(async move {
-        terminated.recv().await;
-        token.cancel();
-    });
-    let lived = live(&brief, &*destination, &board, &shutdown).await;
-    shutdown.cancel();
-    lived?;
-    server.await.map_err(|error| cannot("Serve", error.to_string()))?.map_err(|error| cannot("Serve", error.to_string()))
+    tokio::select! {
+        lived = live(&brief, &*destination, &board, &endless) => lived,
+        served = tokio::spawn(http::serve(listener, board.clone(), endless.clone())) => {
+            let ended = served.map_err(|error| error.to_string()).and_then(|served| served.map_err(|error| error.to_string()));
+            Err(cannot("Serve", ended.err().unwrap_or_else(|| "nothing is served any more".into())))
+        }
+    }
 }
 
 /// Goes through the stages until `shutdown`. Errors that may pass are tried again; a newer epoch leaves the pod idle but answering, and so do errors that

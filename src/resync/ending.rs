@@ -1,6 +1,6 @@
 //! How a resync ends: with the tables swapped, or with everything removed that it made.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::SignedDuration};
 
 use super::{Effect, JobFacts, LATER, MirrorFacts, Notice, Pass, Plan, SOON};
 use crate::{
@@ -9,8 +9,15 @@ use crate::{
         condition::{self, Verdict},
         resync::{Ending, Outcome, Phase, Step},
     },
-    report::Failure,
+    mirror::FORCE_ANNOTATION,
+    report::{Failure, Stage},
 };
+
+/// How long pods may take to end before that is worth a word.
+const QUIET: SignedDuration = SignedDuration::from_secs(10);
+
+/// How long they are waited for. Those of a node that is lost never end; the fence that a cleanup closes was made for such.
+const PATIENCE: SignedDuration = SignedDuration::from_secs(60);
 
 impl Pass<'_> {
     /// An end: nothing is left to do but to let the object go, once the Mirror has seen how it ended.
@@ -45,14 +52,20 @@ impl Pass<'_> {
         } else {
             return None;
         };
-        let untouched = !status.begun.contains(&Step::Pipeline);
-        Some(Ending { outcome: Outcome::Cancelled, reason: reason.into(), message: message.into(), untouched })
+        let checking = !status.old_pipeline_dropped && self.seen.report.as_ref().is_some_and(|r| r.stage == Stage::Checking);
+        let untouched = !status.begun.contains(&Step::Pipeline) || checking;
+        Some(Ending { outcome: Outcome::Cancelled, reason: reason.into(), message: message.into(), untouched, since: Some(Time(self.now)) })
     }
 
     /// `touched`: the pipeline was past its checks, so the old one is over.
     pub(super) fn fail(&self, mut status: MirrorResyncStatus, failure: &Failure, touched: bool) -> Plan {
-        let ending =
-            Ending { outcome: Outcome::Failed, reason: failure.reason.clone(), message: failure.message.clone(), untouched: !touched };
+        let ending = Ending {
+            outcome: Outcome::Failed,
+            reason: failure.reason.clone(),
+            message: failure.message.clone(),
+            untouched: !touched,
+            since: Some(Time(self.now)),
+        };
         status.old_pipeline_dropped |= touched;
         status.ending = Some(ending.clone());
         self.wind_down(status, ending)
@@ -74,17 +87,22 @@ impl Pass<'_> {
         let mut leftover = None;
         if self.begun(Step::Pipeline) {
             if !recorded {
-                self.says(&mut status, "Ending", &format!("{} Removing what was made.", ending.message));
+                self.says(&mut status, "Ending", &removing(&ending));
                 return Plan { effects, status, next_look: Some(SOON) };
             }
             effects.push(Effect::DeleteJobs);
             effects.push(Effect::DeletePipeline { epoch: status.epoch.unwrap_or_default() });
-            if self.seen.pods > 0 {
+            let waited = ending.since.as_ref().map_or(SignedDuration::ZERO, |since| self.now.duration_since(since.0));
+            if !self.seen.pods.is_empty() && waited < PATIENCE {
+                if waited >= QUIET {
+                    let words = format!("{} Waiting for its pods to end: {}.", ending.message, listed(&self.seen.pods));
+                    self.says(&mut status, "PodsRemain", &words);
+                }
                 return Plan { effects, status, next_look: Some(SOON) };
             }
             // Also where nothing was seen to be made: a pod may have come further than it could tell.
             if !self.mirror_gone(&status) {
-                match self.cleanup(&mut status, &mut effects) {
+                match self.cleanup(&mut status, &ending, &mut effects) {
                     Cleanup::Going => return Plan { effects, status, next_look: Some(SOON) },
                     Cleanup::Done => {}
                     Cleanup::GivenUp(why) => leftover = Some(why).filter(|_| !ending.untouched),
@@ -94,28 +112,51 @@ impl Pass<'_> {
         self.end(status, ending, leftover, effects)
     }
 
-    fn cleanup(&self, status: &mut MirrorResyncStatus, effects: &mut Vec<Effect>) -> Cleanup {
-        match &self.seen.cleanup_job {
+    /// A failure that passes is waited out: a slot that is left behind fills the source's disk.
+    fn cleanup(&self, status: &mut MirrorResyncStatus, ending: &Ending, effects: &mut Vec<Effect>) -> Cleanup {
+        let job = self.seen.cleanup_job.as_ref();
+        match job {
             // Without its pod's word nobody knows whether it found the tables swapped.
             Some(job) if job.completed && job.report.is_none() => {
                 effects.push(Effect::DeleteCleanupJob);
                 return Cleanup::Going;
             }
             Some(job) if job.completed => return Cleanup::Done,
-            Some(JobFacts { failed: Some(why), report, .. }) => {
-                return Cleanup::GivenUp(report.as_ref().and_then(|r| r.failure.as_ref()).map_or(why.clone(), |f| f.message.clone()));
-            }
             _ => {}
         }
         let Some((brief, image)) = self.means(status) else {
             return Cleanup::GivenUp("the Mirror or one of its Peers is gone".into());
         };
-        if self.begun(Step::Cleanup) {
+        if self.seen.mirror.as_ref().is_some_and(|m| m.forced) {
+            return Cleanup::GivenUp(format!("the Mirror is annotated with {FORCE_ANNOTATION}=true"));
+        }
+        if let Some(job) = job.filter(|job| job.failed.is_some()) {
+            if job.is_hopeless() || ending.untouched {
+                return Cleanup::GivenUp(job.failure().map(|f| f.message.clone()).or(job.failed.clone()).unwrap_or_default());
+            }
+            effects.push(Effect::DeleteCleanupJob);
+        } else if self.begun(Step::Cleanup) {
             effects.push(Effect::EnsureCleanupJob { brief, image });
         } else if !status.begun.contains(&Step::Cleanup) {
             status.begun.push(Step::Cleanup);
         }
+        self.tell_of_cleanup(status, ending, effects);
         Cleanup::Going
+    }
+
+    /// What went wrong stays in the condition while the next Job starts.
+    fn tell_of_cleanup(&self, status: &mut MirrorResyncStatus, ending: &Ending, effects: &mut Vec<Effect>) {
+        let retrying = condition::get(&status.conditions, "Succeeded").is_some_and(|c| c.reason == "Retrying");
+        match self.seen.cleanup_job.as_ref().and_then(JobFacts::trouble) {
+            Some(why) => {
+                let cure = format!("If source or destination are gone for good, annotate the Mirror with {FORCE_ANNOTATION}=true.");
+                let why = why.trim_end_matches('.');
+                let words = format!("{} What was made is not removed yet: {why}. Trying again. {cure}", ending.message);
+                self.news(status, effects, "Retrying", &words);
+            }
+            None if retrying => {}
+            None => self.says(status, "Ending", &removing(ending)),
+        }
     }
 
     fn end(&self, mut status: MirrorResyncStatus, ending: Ending, leftover: Option<String>, mut effects: Vec<Effect>) -> Plan {
@@ -169,6 +210,17 @@ impl Pass<'_> {
         status.completion_time = Some(Time(self.now));
         condition::set(&mut status.conditions, "Succeeded", verdict, reason, message, self.resync.metadata.generation, self.now);
     }
+}
+
+fn removing(ending: &Ending) -> String {
+    format!("{} Removing what was made.", ending.message)
+}
+
+/// The first few of some names.
+fn listed(names: &[String]) -> String {
+    const FEW: usize = 3;
+    let first = names.iter().take(FEW).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > FEW { format!("{first} and {} more", names.len() - FEW) } else { first }
 }
 
 /// How far the removal of what was made is.

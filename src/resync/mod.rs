@@ -16,7 +16,7 @@ use k8s_openapi::jiff::Timestamp;
 use crate::{
     api::{MirrorResync, MirrorResyncStatus, mirror::ActiveResync},
     brief::Brief,
-    report::{JobReport, Report},
+    report::{Failure, JobReport, Report},
 };
 
 /// The finalizer of a MirrorResync that has made something.
@@ -39,8 +39,8 @@ pub struct Observed {
     pub swap_job: Option<JobFacts>,
     /// The cleanup Job.
     pub cleanup_job: Option<JobFacts>,
-    /// How many pods of this resync's pipeline, snapshot and swap exist.
-    pub pods: usize,
+    /// The pods of this resync's pipeline, snapshot and swap that may still run.
+    pub pods: Vec<String>,
     /// The image of this operator.
     pub image: String,
 }
@@ -52,6 +52,8 @@ pub struct MirrorFacts {
     pub uid: String,
     /// Whether it is being deleted.
     pub deleting: bool,
+    /// Whether it bears [`FORCE_ANNOTATION`](crate::mirror::FORCE_ANNOTATION): what cannot be removed is left behind.
+    pub forced: bool,
     /// The resync that the Mirror has chosen.
     pub active: Option<ActiveResync>,
     /// The epoch whose tables are live.
@@ -67,14 +69,34 @@ pub struct JobFacts {
     pub completed: bool,
     /// Why it has failed for good, in Kubernetes' words.
     pub failed: Option<String>,
+    /// Whether it has failed because a pod said, by [`EXIT_PERMANENT`](crate::report::EXIT_PERMANENT), that trying again is of no use.
+    pub refused: bool,
     /// When it completed or failed.
     pub ended: Option<Timestamp>,
     /// Indexes that were given up.
     pub failed_indexes: u32,
-    /// What its last finished pod left.
+    /// What its last finished pod left, or what one left that decides.
     pub report: Option<JobReport>,
     /// Why its pods do not run, as the kubelet or scheduler says.
     pub pod_trouble: Option<String>,
+}
+
+impl JobFacts {
+    /// What the word of its pods is about, if something went wrong.
+    pub fn failure(&self) -> Option<&Failure> {
+        self.report.as_ref()?.failure.as_ref()
+    }
+
+    /// Whether it has failed and another one would fail too. All else passes: sources and destinations come back, readers let go.
+    pub fn is_hopeless(&self) -> bool {
+        self.failed.is_some() && (self.refused || self.failure().is_some_and(|f| f.permanent))
+    }
+
+    /// What is wrong with it, in its pods' own words if they left any, else in Kubernetes'.
+    pub fn trouble(&self) -> Option<String> {
+        let own = self.failure().map(|f| format!("{}: {}", f.reason, f.message));
+        own.or_else(|| self.failed.clone()).or_else(|| self.pod_trouble.clone())
+    }
 }
 
 /// Something to do. Each is safe to repeat; one that cannot be undone is listed only once its intent stands in the recorded status.

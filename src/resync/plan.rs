@@ -70,6 +70,15 @@ impl Pass<'_> {
         condition::set(&mut status.conditions, "Succeeded", Verdict::Unknown, reason, message, self.resync.metadata.generation, self.now);
     }
 
+    /// Puts what is wrong into the condition, and says it as an Event if it did not stand there.
+    pub(super) fn news(&self, status: &mut MirrorResyncStatus, effects: &mut Vec<Effect>, reason: &str, message: &str) {
+        let before = self.resync.status.as_ref().and_then(|s| condition::get(&s.conditions, "Succeeded"));
+        if before.is_none_or(|c| c.message != message) {
+            effects.push(Effect::Say(Notice::warning(reason, message)));
+        }
+        self.says(status, reason, message);
+    }
+
     pub(super) fn finished(&self, status: &mut MirrorResyncStatus, step: &str, message: &str) {
         condition::set(&mut status.conditions, step, Verdict::True, "Done", message, self.resync.metadata.generation, self.now);
     }
@@ -78,9 +87,8 @@ impl Pass<'_> {
         let name = &self.resync.spec.mirror;
         let uid = self.resync.metadata.uid.as_deref().unwrap_or_default();
         let waits = |mut status: MirrorResyncStatus, reason: &str, message: String| {
-            let news = condition::get(&status.conditions, "Succeeded").is_none_or(|c| c.message != message);
-            self.says(&mut status, reason, &message);
-            let effects = if news { vec![Effect::Say(Notice::warning(reason, message))] } else { vec![] };
+            let mut effects = vec![];
+            self.news(&mut status, &mut effects, reason, &message);
             Plan { effects, status, next_look: Some(LATER) }
         };
         let Some(mirror) = &self.seen.mirror else {
@@ -175,12 +183,7 @@ impl Pass<'_> {
     /// Puts what is wrong, or `usual`, into the condition, and says news as an Event.
     fn tell(&self, status: &mut MirrorResyncStatus, effects: &mut Vec<Effect>, reason: &str, usual: &str) {
         match self.trouble() {
-            Some((reason, message)) => {
-                if condition::get(&status.conditions, "Succeeded").is_none_or(|c| c.message != message) {
-                    effects.push(Effect::Say(Notice::warning(reason, message.clone())));
-                }
-                self.says(status, reason, &message);
-            }
+            Some((reason, message)) => self.news(status, effects, reason, &message),
             None => self.says(status, reason, usual),
         }
     }
@@ -224,7 +227,13 @@ impl Pass<'_> {
         }
         let loaded = self.seen.report.as_ref().is_some_and(|r| r.stage >= Stage::Loaded);
         if !loaded {
-            effects.extend(if self.job_left_something() { self.load_again() } else { self.snapshot_job(&status).into_iter().collect() });
+            if let Some(why) = self.needs_another_load() {
+                // Room for another Job; its pods find what is left in the ledger.
+                effects.push(Effect::DeleteJobs);
+                self.news(&mut status, &mut effects, "LoadingAgain", &why);
+                return Plan { effects, status, next_look: Some(SOON) };
+            }
+            effects.extend(self.snapshot_job(&status));
             let usual =
                 if self.resync.spec.suspend { "The load is paused by spec.suspend." } else { "The _resync tables are being loaded." };
             let reason = if self.resync.spec.suspend { "Paused" } else { "Snapshot" };
@@ -252,17 +261,16 @@ impl Pass<'_> {
         Plan { effects, status, next_look: Some(SOON) }
     }
 
-    /// Whether the Job is complete and yet something is to be loaded: a snapshot that was lost late empties tables whose partitions are done.
-    fn job_left_something(&self) -> bool {
-        let ended = self.seen.snapshot_job.as_ref().filter(|job| job.completed).and_then(|job| job.ended);
-        let long_ago = ended.is_some_and(|ended| self.now.duration_since(ended) >= GRACE);
-        long_ago && self.seen.report.as_ref().is_some_and(|r| r.stage == Stage::Loading)
-    }
-
-    /// Makes room for another Job; its pods find what is left in the ledger.
-    fn load_again(&self) -> Vec<Effect> {
-        let words = "The snapshot Job is complete, but some chunks are to be loaded again. Starting it anew.";
-        vec![Effect::DeleteJobs, Effect::Say(Notice::warning("LoadingAgain", words))]
+    /// Why the Job has ended and yet something is to be loaded, if so: its pods have tried often enough, or a snapshot that was lost late has emptied
+    /// tables whose partitions are done.
+    fn needs_another_load(&self) -> Option<String> {
+        let job = self.seen.snapshot_job.as_ref()?;
+        if job.failed.is_some() {
+            return Some(format!("{} Starting the snapshot Job anew; what is loaded stays.", job.trouble()?));
+        }
+        let long_ago = job.completed && job.ended.is_some_and(|ended| self.now.duration_since(ended) >= GRACE);
+        let left = long_ago && self.seen.report.as_ref().is_some_and(|r| r.stage == Stage::Loading);
+        left.then(|| "The snapshot Job is complete, but some chunks are to be loaded again. Starting it anew.".into())
     }
 
     fn snapshot_job(&self, status: &MirrorResyncStatus) -> Option<Effect> {
@@ -288,12 +296,15 @@ impl Pass<'_> {
         }
         let mut effects = self.keep_pipelines(&mut status);
         if status.swap.is_none() {
-            if let (Some((brief, image)), true) = (self.means(&status), self.begun(Step::Swap)) {
+            if self.seen.swap_job.as_ref().is_some_and(|job| job.failed.is_some()) {
+                // Its pods have tried often enough for one Job, but a finished load is not thrown away for what passes.
+                effects.push(Effect::DeleteJobs);
+            } else if let (Some((brief, image)), true) = (self.means(&status), self.begun(Step::Swap)) {
                 effects.push(Effect::EnsureSwapJob { brief, image });
             }
-            self.tell(&mut status, &mut effects, "Swap", "Soft-deleted rows are carried over, then the tables are swapped.");
-            if let Some(failure) = self.seen.swap_job.as_ref().and_then(|j| j.report.as_ref()).and_then(|r| r.failure.as_ref()) {
-                self.says(&mut status, "Retrying", &format!("{}: {} Trying again.", failure.reason, failure.message));
+            match self.seen.swap_job.as_ref().and_then(JobFacts::trouble) {
+                Some(why) => self.news(&mut status, &mut effects, "Retrying", &format!("{why} Trying again.")),
+                None => self.tell(&mut status, &mut effects, "Swap", "Soft-deleted rows are carried over, then the tables are swapped."),
             }
             return Plan { effects, status, next_look: Some(SOON) };
         }
@@ -313,11 +324,10 @@ impl Pass<'_> {
     }
 }
 
-/// Why a Job failed for good: its own words if it left any, else Kubernetes'.
+/// Why a Job failed so that another would fail too: its own words if it left any, else Kubernetes'.
 fn job_failure(job: &JobFacts, reason: &str) -> Option<Failure> {
-    let why = job.failed.as_ref()?;
-    let own = job.report.as_ref().and_then(|r| r.failure.clone());
-    Some(own.unwrap_or_else(|| Failure {
+    let why = job.failed.as_ref().filter(|_| job.is_hopeless())?;
+    Some(job.failure().cloned().unwrap_or_else(|| Failure {
         reason: reason.into(),
         message: format!("{why}. Look at the logs of its pods, then apply a new MirrorResync."),
         permanent: true,

@@ -56,7 +56,8 @@ struct World {
 impl World {
     fn new(spec: serde_json::Value) -> Self {
         let active = ActiveResync { name: "again".into(), uid: UID.into(), epoch: 2 };
-        let mirror = MirrorFacts { uid: "m".into(), deleting: false, active: Some(active), live_epoch: 1, max_parallel_workers: 2 };
+        let mirror =
+            MirrorFacts { uid: "m".into(), active: Some(active), live_epoch: 1, max_parallel_workers: 2, ..MirrorFacts::default() };
         let seen = Observed { mirror: Some(mirror), brief: Some(Ok(brief())), image: "i:1".into(), ..Observed::default() };
         Self { resync: resync(spec), seen, done: vec![], gone: false, swapped: None }
     }
@@ -81,13 +82,13 @@ impl World {
                 self.gone = self.resync.metadata.deletion_timestamp.is_some();
             }
             Effect::EnsurePipeline { .. } if self.swapped.is_some() => {
-                self.seen.pods = 1;
+                self.seen.pods = vec!["shop-e2-0".into()];
                 let swap = self.swapped.clone();
                 let report = self.report(Stage::Streaming);
                 (report.swap, report.stream) = (swap, Some(Stream { connected: true, ..Stream::default() }));
             }
             Effect::EnsurePipeline { .. } => {
-                self.seen.pods = 1;
+                self.seen.pods = vec!["shop-e2-0".into()];
                 let load = Load { partitions: 3, generation: 1, total_bytes: 100, ..Load::default() };
                 self.report(Stage::Loading).load = Some(load);
             }
@@ -110,7 +111,7 @@ impl World {
                 self.seen.cleanup_job = Some(JobFacts { completed: true, report: Some(report), ..JobFacts::default() });
             }
             Effect::DeletePipeline { epoch: 2 } => {
-                self.seen.pods = 0;
+                self.seen.pods.clear();
                 self.seen.report = None;
             }
             Effect::DeleteJobs => {
@@ -307,7 +308,7 @@ fn a_mirror_that_goes_ends_its_resync_in_every_phase_even_if_another_takes_its_n
                 1 => world.seen.mirror.as_mut().unwrap().deleting = true,
                 _ => world.seen.mirror.as_mut().unwrap().uid = "another".into(),
             }
-            world.seen.pods = 0;
+            world.seen.pods.clear();
             assert_eq!(world.run(), Phase::Cancelled, "after {steps} steps");
             assert!(!world.done.contains(&"EnsureCleanupJob".to_string()), "the Mirror's own end removes everything");
         }
@@ -343,7 +344,7 @@ fn suspending_pauses_the_job_and_resuming_goes_on() {
 }
 
 #[test]
-fn a_failed_snapshot_job_fails_the_resync_with_the_workers_own_words() {
+fn a_snapshot_job_that_failed_for_good_fails_the_resync_with_the_workers_own_words() {
     let mut world = World::new(json!({ "suspend": true }));
     world.run();
     let own = Failure { reason: "DataRefused".into(), message: "public.t: value out of range.".into(), permanent: true };

@@ -23,7 +23,7 @@ use crate::{
 
 /// How long a finished Job and its logs are kept, in seconds. Its result is in the status by then.
 const KEEP_FINISHED: i32 = 3600;
-/// How often a pod of a Job is tried again.
+/// How often a pod of a Job is tried again. Kubernetes' pauses double from 10 s to 6 min, so that is about three quarters of an hour.
 const RETRIES: i32 = 12;
 
 /// A Job's failure policy: an exit with [`EXIT_PERMANENT`] ends the Job, disruptions of the node cost nothing (Kubernetes docs, "Pod failure policy").
@@ -120,6 +120,7 @@ pub fn cleanup_job(brief: &Brief, image: &str, owner: &OwnerReference) -> Job {
     let shape = Shape { brief, image, component: "cleanup", args: vec!["cleanup".into()], memory: (32, 128) };
     let mut job = brief_job(resync::job_name(&brief.resync, "cleanup"), shape, owner);
     if let Some(spec) = &mut job.spec {
+        // Fewer tries, so that the pauses stay short: another Job follows as long as there is something to remove.
         spec.backoff_limit = Some(5);
     }
     job

@@ -1,6 +1,15 @@
 //! How things end, and that they leave nothing behind.
 
-use k8s_openapi::api::{apps::v1::StatefulSet, batch::v1::Job, core::v1::ConfigMap};
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    ByteString,
+    api::{
+        apps::v1::StatefulSet,
+        batch::v1::Job,
+        core::v1::{ConfigMap, Secret},
+    },
+};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ListParams},
@@ -24,6 +33,10 @@ where
     let api: Api<K> = world.api();
     let list = api.list(&ListParams::default().labels("mirror-operator.io/mirror=m")).await.expect("a list");
     list.items.iter().map(ResourceExt::name_any).collect()
+}
+
+fn text(secret: &BTreeMap<String, ByteString>, key: &str) -> String {
+    String::from_utf8(secret[key].0.clone()).expect("text")
 }
 
 /// Awaits that of the Mirror's workloads only these Jobs are left.
@@ -81,6 +94,28 @@ async fn a_load_that_is_cancelled_leaves_nothing_and_the_next_resync_heals() {
         if briefs.len() == 1 { Ok(briefs) } else { Err(format!("{briefs:?}")) }
     });
     assert_eq!(briefs.await, ["m-e3"]);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_load_whose_source_locks_it_out_says_so_and_is_removed_once_it_lets_it_in() {
+    let world = wide(World::new("cancel-locked-out").await, 60_000).await;
+    world.apply(world.resync("doomed", "m", slow())).await.unwrap();
+    loading(&world, "doomed").await;
+    let secret = world.api::<Secret>().get("postgres").await.unwrap().data.unwrap();
+    let (right, destination) = (text(&secret, "password"), text(&secret, "destination"));
+    world.secret("postgres", &[("password", "wrong"), ("destination", &destination)]).await;
+    let mut cancelled = slow();
+    cancelled["cancel"] = json!(true);
+    world.apply(world.resync("doomed", "m", cancelled)).await.unwrap();
+    world.says("doomed", "not removed yet: AuthenticationFailed").await;
+    let r: MirrorResync = world.get("doomed").await;
+    assert!(!r.status.unwrap().phase.is_end());
+    assert_ne!(world.slots().await, Vec::<String>::new());
+    world.secret("postgres", &[("password", &right), ("destination", &destination)]).await;
+    world.phase("doomed", Phase::Cancelled).await;
+    assert_eq!(world.slots().await, Vec::<String>::new());
+    assert_eq!(world.tables("public").await, ["small", "wide"]);
     world.end().await;
 }
 

@@ -70,6 +70,30 @@ async fn kubectl_apply_refuses_what_the_schema_can_know() {
     refused(&world, world.resync("r", "other", json!({ "cancel": true })), "mirror cannot be changed").await;
     refused(&world, world.resync("r", "nobody", json!({ "cancel": false })), "cannot be taken up again").await;
 
+    let sized = |more: Value| {
+        let mut snapshot = json!({ "chunkSize": "1Mi", "maxParallelWorkers": 2 });
+        snapshot.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        world.resync("fixed", "nobody", json!({ "snapshot": snapshot, "keepOld": "1h" }))
+    };
+    world.apply(sized(json!({}))).await.expect("a resync");
+    world.apply(sized(json!({ "maxParallelWorkers": 3 }))).await.expect("its parallelism");
+    let mut approved = sized(json!({}));
+    approved["spec"]["swap"] = json!({ "approval": "Manual", "approved": true });
+    world.apply(approved).await.expect("its approval");
+    for more in [json!({ "chunkSize": "2Mi" }), json!({ "partitionSize": "64Mi" }), json!({ "maxBytesPerSecond": "1Mi" })] {
+        refused(&world, sized(more), "only maxParallelWorkers can be changed").await;
+    }
+    for (field, value) in [("carry", json!({ "missing": false })), ("keepOld", json!("2h"))] {
+        let mut changed = sized(json!({}));
+        changed["spec"][field] = value;
+        refused(&world, changed, "carry and keepOld cannot be changed").await;
+    }
+    for swap in [json!({ "oldSnapshotWait": "1s" }), json!({ "onOldSnapshot": "Fail" })] {
+        let mut changed = sized(json!({}));
+        changed["spec"]["swap"] = swap;
+        refused(&world, changed, "swap.onOldSnapshot cannot be changed").await;
+    }
+
     world.apply(mirror(json!({ "suspend": true }))).await.expect("a Mirror");
     refused(&world, mirror(json!({ "source": { "peer": "elsewhere" } })), "source.peer cannot be changed").await;
     refused(&world, mirror(json!({ "destination": { "peer": "elsewhere" } })), "destination.peer cannot be changed").await;

@@ -8,7 +8,32 @@ fn failure(reason: &str) -> Failure {
     Failure { reason: reason.into(), message: "public.t is missing.".into(), permanent: true }
 }
 
+fn passing(reason: &str) -> Failure {
+    Failure { reason: reason.into(), message: "The server is away.".into(), permanent: false }
+}
+
+/// A Job whose pods have tried as often as they may.
+fn given_up(last: Option<Failure>) -> Option<JobFacts> {
+    let report = last.map(|failure| JobReport { failure: Some(failure), ..JobReport::default() });
+    Some(JobFacts { failed: Some("BackoffLimitExceeded".into()), report, ..JobFacts::default() })
+}
+
+fn events(plan: &Plan, reason: &str) -> usize {
+    plan.effects.iter().filter(|e| matches!(e, Effect::Say(n) if n.reason == reason)).count()
+}
+
 impl World {
+    /// A world in which a load was cancelled and its cleanup Job is about to start.
+    fn cleaning() -> Self {
+        let mut world = Self::new(json!({ "suspend": true }));
+        world.run();
+        world.resync.spec.cancel = true;
+        while !world.resync.status.as_ref().is_some_and(|s| s.begun.contains(&Step::Cleanup)) {
+            world.step();
+        }
+        world
+    }
+
     /// A world in which the swap Job was started but nobody has heard of its end.
     fn swapping(spec: serde_json::Value) -> Self {
         let mut world = Self::new(spec);
@@ -36,15 +61,15 @@ fn a_failed_check_ends_the_resync_after_a_cleanup_and_the_old_stream_goes_on() {
 }
 
 #[test]
-fn a_cleanup_that_fails_is_told_only_where_something_was_made() {
+fn a_cleanup_that_cannot_ever_succeed_is_told_only_where_something_was_made() {
     for (stage, told) in [(Stage::Checking, false), (Stage::Preparing, true)] {
         let mut world = World::new(json!({}));
         world.step();
         world.report(stage).failure = Some(failure("TableMissing"));
         world.step();
-        world.seen.cleanup_job = Some(JobFacts { failed: Some("BackoffLimitExceeded".into()), ..JobFacts::default() });
+        world.seen.cleanup_job = given_up(Some(failure("SourcePermissionDenied")));
         assert_eq!(world.run(), Phase::Failed);
-        assert_eq!(world.verdict().2.contains("could not be removed (BackoffLimitExceeded)"), told, "{:?}", world.verdict());
+        assert_eq!(world.verdict().2.contains("could not be removed (public.t is missing.)"), told, "{:?}", world.verdict());
     }
 }
 
@@ -61,7 +86,7 @@ fn cancelling_at_any_point_before_the_swap_cleans_up_and_after_it_is_too_late() 
         let end = world.run();
         assert_eq!(end, if too_late { Phase::Running } else { Phase::Cancelled }, "after {steps} steps");
         if !too_late {
-            assert_eq!(world.seen.pods, 0);
+            assert!(world.seen.pods.is_empty());
             assert_eq!(world.did("EnsureCleanupJob"), begun);
         }
     }
@@ -83,13 +108,118 @@ fn a_cleanup_that_finds_the_tables_swapped_leads_to_the_resyncs_good_end() {
         match way {
             0 => world.resync.spec.cancel = true,
             1 => world.resync.metadata.deletion_timestamp = Some(Time(now())),
-            _ => world.seen.swap_job = Some(JobFacts { failed: Some("BackoffLimitExceeded".into()), ..JobFacts::default() }),
+            _ => world.seen.swap_job = given_up(Some(failure("Refused"))),
         }
         assert_eq!(world.run(), Phase::Running, "way {way}");
         let status = world.resync.status.clone().unwrap();
         assert_eq!((status.ending, status.swap.unwrap().lock_millis), (None, 3));
         assert!(world.did("EnsureCleanupJob"));
     }
+}
+
+#[test]
+fn a_cleanup_that_fails_for_the_time_being_is_started_anew_and_says_once_what_is_wrong() {
+    for last in [Some(passing("AuthenticationFailed")), None] {
+        let mut world = World::cleaning();
+        let words = last.as_ref().map_or("BackoffLimitExceeded", |f| f.reason.as_str()).to_string();
+        let job = given_up(last);
+        for round in 0..3 {
+            world.seen.cleanup_job = job.clone();
+            let plan = world.plan();
+            assert_eq!(events(&plan, "Retrying"), usize::from(round == 0), "said once");
+            world.step();
+            assert_eq!(world.seen.cleanup_job, None, "there is room for another Job");
+            assert!(!world.phase().is_end() && world.resync.status.as_ref().unwrap().ending.is_some());
+            let (_, reason, message) = world.verdict();
+            assert!(reason == "Retrying" && message.contains(&words) && message.contains("force-delete"), "{message}");
+        }
+        assert_eq!(world.run(), Phase::Cancelled);
+        assert!(!world.verdict().2.contains("could not be removed"));
+    }
+}
+
+#[test]
+fn a_cleanup_that_goes_on_trying_says_what_is_wrong() {
+    let mut world = World::cleaning();
+    world.seen.cleanup_job = Some(JobFacts { failed: None, ..given_up(Some(passing("AuthenticationFailed"))).unwrap() });
+    let plan = world.plan();
+    assert!(!plan.effects.contains(&Effect::DeleteCleanupJob), "Kubernetes starts its next pod");
+    assert!(condition::get(&plan.status.conditions, "Succeeded").unwrap().message.contains("AuthenticationFailed"));
+}
+
+#[test]
+fn a_cleanup_is_given_up_if_its_mirror_is_forced() {
+    let mut world = World::cleaning();
+    world.seen.cleanup_job = given_up(Some(passing("AuthenticationFailed")));
+    world.seen.mirror.as_mut().unwrap().forced = true;
+    assert_eq!(world.run(), Phase::Cancelled);
+    assert!(world.verdict().2.contains("could not be removed (the Mirror is annotated"), "{:?}", world.verdict());
+}
+
+#[test]
+fn a_resync_that_is_cancelled_at_its_checks_does_not_wait_for_servers_that_are_away() {
+    let mut world = World::new(json!({}));
+    world.step();
+    world.report(Stage::Checking).failure = Some(passing("ConnectionRefused"));
+    world.resync.spec.cancel = true;
+    world.step();
+    world.seen.cleanup_job = given_up(Some(passing("ConnectionRefused")));
+    assert_eq!(world.run(), Phase::Cancelled);
+}
+
+#[test]
+fn pods_that_do_not_end_are_named_and_after_a_minute_cleaned_up_behind() {
+    let mut world = World::new(json!({ "suspend": true }));
+    world.run();
+    world.resync.spec.cancel = true;
+    world.step();
+    let stuck: Vec<String> = ["again-snapshot-0-x", "shop-e2-0"].map(Into::into).into();
+    let at = |world: &World, seconds: i64| plan(&world.resync, &world.seen, now() + SignedDuration::from_secs(seconds));
+    world.seen.pods = stuck;
+    let said = |plan: &Plan| condition::get(&plan.status.conditions, "Succeeded").unwrap().message.clone();
+    assert!(!said(&at(&world, 5)).contains("shop-e2-0"), "usually they end in no time");
+    let waits = at(&world, 59);
+    assert!(said(&waits).contains("again-snapshot-0-x, shop-e2-0") && !waits.status.begun.contains(&Step::Cleanup), "{}", said(&waits));
+    let goes_on = at(&world, 60);
+    assert!(goes_on.status.begun.contains(&Step::Cleanup));
+    world.resync.status = Some(goes_on.status);
+    assert!(at(&world, 61).effects.iter().any(|e| matches!(e, Effect::EnsureCleanupJob { .. })));
+}
+
+#[test]
+fn a_swap_job_that_gave_up_for_what_passes_is_made_again_and_nothing_is_lost() {
+    for last in [Some(passing("SwapBlocked")), None] {
+        let mut world = World::swapping(json!({}));
+        world.seen.swap_job = given_up(last);
+        let plan = world.plan();
+        assert!(plan.effects.contains(&Effect::DeleteJobs) && events(&plan, "Retrying") == 1);
+        assert!(!plan.effects.iter().any(|e| matches!(e, Effect::EnsureSwapJob { .. })), "first the old one goes");
+        world.resync.status = Some(plan.status);
+        assert_eq!((world.phase(), world.verdict().1.as_str(), events(&world.plan(), "Retrying")), (Phase::Swap, "Retrying", 0));
+        assert_eq!(world.run(), Phase::Running);
+        assert!(world.did("EnsureSwapJob") && !world.did("EnsureCleanupJob"));
+    }
+}
+
+#[test]
+fn a_snapshot_job_that_gave_up_for_what_passes_is_made_again_and_what_is_loaded_stays() {
+    let mut world = World::new(json!({ "suspend": true }));
+    world.run();
+    world.resync.spec.suspend = false;
+    world.seen.snapshot_job = given_up(Some(passing("DestinationUnavailable")));
+    let plan = world.plan();
+    assert!(plan.effects.contains(&Effect::DeleteJobs) && events(&plan, "LoadingAgain") == 1);
+    assert!(condition::get(&plan.status.conditions, "Succeeded").unwrap().message.contains("DestinationUnavailable"));
+    assert_eq!(world.run(), Phase::Running);
+    assert!(!world.did("EnsureCleanupJob"));
+}
+
+#[test]
+fn a_job_that_ended_by_its_exit_code_fails_the_resync_also_without_a_word() {
+    let mut world = World::swapping(json!({}));
+    world.seen.swap_job = Some(JobFacts { refused: true, ..given_up(None).unwrap() });
+    assert_eq!(world.run(), Phase::Failed);
+    assert_eq!(world.verdict().1, "SwapFailed");
 }
 
 #[test]
