@@ -126,25 +126,35 @@ fn table_facts(row: &Row) -> TableFacts {
     }
 }
 
-fn column_facts(row: &Row) -> ColumnFacts {
+/// A type with its modifier, domains resolved to what they are made of; `None` if it is gone.
+pub async fn source_type_of(client: &Client, oid: u32, modifier: i32) -> Result<Option<SourceType>, Error> {
+    let row = client.query_opt(TYPE, &[&oid, &modifier]).await.map_err(Error::query("reading a type"))?;
+    Ok(row.as_ref().map(source_type))
+}
+
+fn source_type(row: &Row) -> SourceType {
     let element = row.get::<_, Option<u32>>("element_oid").map(|oid| Element {
         oid,
         text: row.get("element_text"),
         separator: letter(row, "element_separator"),
     });
+    SourceType {
+        oid: row.get("base_oid"),
+        text: row.get("base_text"),
+        kind: Kind::of(letter(row, "base_kind")),
+        element,
+        sendable: row.get("sendable"),
+    }
+}
+
+fn column_facts(row: &Row) -> ColumnFacts {
     ColumnFacts {
         number: row.get("attnum"),
         name: row.get("attname"),
         not_null: row.get("attnotnull"),
         type_text: row.get("type_text"),
         type_oid: row.get("atttypid"),
-        base: SourceType {
-            oid: row.get("base_oid"),
-            text: row.get("base_text"),
-            kind: Kind::of(letter(row, "base_kind")),
-            element,
-            sendable: row.get("sendable"),
-        },
+        base: source_type(row),
         generated: row.get("generated"),
         reads: row.get("reads"),
     }
@@ -203,6 +213,19 @@ SELECT a.attrelid, a.attnum, a.attname, a.attnotnull, a.atttypid, format_type(a.
   LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typcategory = 'A'
  WHERE a.attrelid = ANY ($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attrelid, a.attnum"#;
+
+/// One type, as [`COLUMNS`] has a column's.
+const TYPE: &str = r#"
+  WITH RECURSIVE step (oid, typmod, depth) AS (
+    SELECT $1::oid, $2::int4, 0
+     UNION ALL
+    SELECT y.typbasetype, y.typtypmod, s.depth + 1 FROM step s JOIN pg_type y ON y.oid = s.oid AND y.typtype = 'd')
+SELECT t.oid AS base_oid, format_type(base.oid, base.typmod) AS base_text, t.typtype AS base_kind,
+       t.typsend <> 0 AND t.typreceive <> 0 AS sendable,
+       e.oid AS element_oid, format_type(e.oid, NULL) AS element_text, e.typdelim AS element_separator
+  FROM (SELECT oid, typmod FROM step ORDER BY depth DESC LIMIT 1) base
+  JOIN pg_type t ON t.oid = base.oid
+  LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typcategory = 'A'"#;
 
 const LEAVES: &str = r#"
 SELECT root.oid AS root, n.nspname::text AS schema, c.relname::text AS name, c.relkind, c.relpersistence, c.relreplident,

@@ -6,7 +6,11 @@ use super::{Streamed, advise::StreamError};
 use crate::{
     brief::Brief,
     postgres::{self, connect::words},
-    source::pgoutput::Relation,
+    source::{
+        catalog,
+        pgoutput::{Relation, RelationColumn},
+        type_map::{Kind, SourceType},
+    },
 };
 
 /// An ordinary session at the source, opened when it is first needed.
@@ -49,6 +53,13 @@ impl<'a> Catalog<'a> {
         let rows = self.client().await?.query(sql, &[&oids, &modifiers]).await.map_err(|e| StreamError::Source(words(&e)))?;
         // NULL for a type that is gone by now.
         Ok(rows.iter().map(|r| r.get::<_, Option<String>>(0).unwrap_or_else(|| "???".into())).collect())
+    }
+
+    /// What an added column is made of. A type that is gone by now is taken for one that only its text tells of.
+    pub async fn source_type(&mut self, column: &RelationColumn) -> Streamed<SourceType> {
+        let found = catalog::source_type_of(self.client().await?, column.type_oid, column.type_modifier).await;
+        let gone = || SourceType { oid: column.type_oid, text: "???".into(), kind: Kind::Other, element: None, sendable: false };
+        Ok(found.map_err(|e| StreamError::Source(e.to_string()))?.unwrap_or_else(gone))
     }
 
     /// The tables that a table is a partition or a child of, at any distance.

@@ -13,8 +13,8 @@ use super::{
     relation::{self, Mapping},
 };
 use crate::{
-    brief::{Brief, DestinationPeer},
-    destination::{Applier, Cell, Destination, LedgerTable, clickhouse},
+    brief::Brief,
+    destination::{Applier, Cell, Destination, LedgerTable, column_type},
     postgres::{
         self, Lsn,
         connect::words,
@@ -23,16 +23,12 @@ use crate::{
     source::{
         pgoutput::{self, Message, OldRow, Relation},
         slot,
-        type_map::{Kind, SourceType},
     },
     table::{Column, TableSchema},
 };
 
 /// How often an idle stream's position is made durable, which is what the slot is told: it must never be ahead of the ledger.
 const IDLE_CHECKPOINT: std::time::Duration = std::time::Duration::from_secs(10);
-
-/// First user-made oid (PostgreSQL source, `access/transam.h`): such types need not exist at the destination.
-const FIRST_USER_OID: u32 = 16_384;
 
 struct Session<'a> {
     brief: &'a Brief,
@@ -271,7 +267,9 @@ impl Session<'_> {
             match self.relations.get(relation) {
                 Some(Known::Ours { table, whole: true, .. }) if self.is_wanted(*table) => emptied.push(*table),
                 Some(Known::Ours { table, whole: false, .. }) if self.is_wanted(*table) => {
-                    let schema = self.schemas.get(table).ok_or_else(|| StreamError::Source("no schema".into()))?;
+                    let nonsense =
+                        || StreamError::Nonsense { at: self.at(), what: format!("a TRUNCATE of table {table}, which has no schema") };
+                    let schema = self.schemas.get(table).ok_or_else(nonsense)?;
                     return Err(parked(
                         schema,
                         self.at(),
@@ -359,21 +357,17 @@ impl Session<'_> {
                     column.name
                 ));
             }
-            let table = self.brief.tables.get(number as usize);
-            let wanted = table.and_then(|t| t.columns.iter().find(|c| c.source == column.name));
-            let typed = match (&self.brief.destination, table) {
-                (DestinationPeer::ClickHouse(_), Some(table)) => {
-                    let source = SourceType { oid: column.type_oid, text: kind.clone(), kind: Kind::Base, element: None, sendable: true };
-                    clickhouse::column_type(table, &column.name, &kind, &source, known.not_null).destination_type
-                }
-                _ => wanted.and_then(|w| w.type_.clone()).unwrap_or_else(|| destination_type(column.type_oid, kind.clone())),
-            };
+            let Some(table) = self.brief.tables.get(number as usize) else { continue };
+            let wanted = table.columns.iter().find(|c| c.source == column.name);
+            let source = self.catalog.source_type(column).await?;
+            // As the load would have it.
+            let typed = column_type(self.brief, table, &column.name, &kind, &source, known.not_null);
             schema.columns.push(Column {
                 source: column.name.clone(),
                 destination: wanted.and_then(|w| w.destination.clone()).unwrap_or_else(|| column.name.clone()),
                 source_type: kind,
                 source_type_oid: column.type_oid,
-                destination_type: typed,
+                destination_type: typed.destination_type,
                 not_null: known.not_null,
                 generated: None,
                 binary: false,
@@ -430,9 +424,4 @@ impl Sent {
             Self::Delete(old) => mapping.delete(old),
         }
     }
-}
-
-/// An added column's type at the destination.
-fn destination_type(oid: u32, source: String) -> String {
-    if oid >= FIRST_USER_OID || source.starts_with("reg") { "text".into() } else { source }
 }

@@ -147,3 +147,20 @@ async fn rows_without_a_value_in_the_new_key_are_left_out_and_counted() {
     assert_eq!((report.carried_deleted, report.carried_missing), (0, 1));
     assert!(report.note.as_ref().is_some_and(|n| n.contains("2 rows were not carried") && n.contains("\"code\"")), "{report:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_rows_that_share_a_new_key_are_carried_once() {
+    let place = OnPostgres::new().await;
+    let rows = &["1\tone\ta", "2\ttwo\tb", "3\tthree\tb", "4\tfour\tb"];
+    whole(&*open(&place.brief(1)).await, &[(people(&["id bigint!", "name text", "code text!"]), rows)]).await;
+    place.flag(&[4], "2024-02-29 12:00:00").await;
+    let mut brief = place.brief(2);
+    brief.carry.soft_deleted = false;
+    let at = open(&brief).await;
+    whole(&*at, &[(people(&["code text!", "id bigint!", "name text"]), &["a\t1\tone"])]).await;
+    assert_eq!(place.rows("SELECT code, \"_PEERDB_IS_DELETED\" FROM public.people ORDER BY 1").await, ["a|f", "b|t"]);
+    let report = only_report(&*at).await;
+    assert_eq!((report.carried_deleted, report.carried_missing), (0, 1));
+    // Of the three rows with the key b the flagged one is not wanted, and one of the others has no place.
+    assert!(report.note.as_ref().is_some_and(|n| n.starts_with("1 rows were not carried")), "{report:?}");
+}

@@ -33,6 +33,25 @@ async fn an_added_column_is_added_and_filled() {
 }
 
 #[tokio::test]
+async fn an_added_column_gets_the_type_that_a_load_would_give_it() {
+    let world = World::new("addedtype", &["a"], TWO).await;
+    let running = world.run();
+    world
+        .sql(
+            "CREATE DOMAIN price AS numeric(8,2); CREATE TYPE mood AS ENUM ('good'); INSERT INTO public.a VALUES (1);
+              ALTER TABLE public.a ADD p price, ADD m mood, ADD ms mood[], ADD rs regclass[], ADD ns numeric(6,1)[];
+              INSERT INTO public.a VALUES (2, 2, 'x', 1.5, 'good', '{good}', '{pg_class}', '{1.5}')",
+        )
+        .await;
+    world.settle(&running).await;
+    let types = "SELECT string_agg(format_type(atttypid, atttypmod), ' ' ORDER BY attnum) FROM pg_attribute
+                 WHERE attrelid = 'public.a'::regclass AND attname IN ('p', 'm', 'ms', 'rs', 'ns')";
+    assert_eq!(world.at_destination(types).await, "numeric(8,2) text text[] text[] numeric(6,1)[]");
+    assert_eq!(world.at_destination("SELECT concat(p, m, ms, rs, ns) FROM public.a WHERE id = 2").await, "1.50good{good}{pg_class}{1.5}");
+    assert_eq!(world.drift().await, "");
+}
+
+#[tokio::test]
 async fn a_column_with_a_value_for_each_row_wants_a_resync() {
     let world = World::new("volatile", &["a"], TWO).await;
     let running = world.run();

@@ -215,8 +215,7 @@ async fn run(tx: &Transaction<'_>, brief: &Brief, entry: &Entry, plan: &Plan, do
     let mut carried = Carried { deleted: row.get(0), missing: row.get(1), notes: keyless.into_iter().collect() };
     let total = carried.deleted + carried.missing;
     if total > 0 {
-        for (i, (name, _)) in plan.wanting.iter().enumerate().filter(|(i, _)| row.get(i + 2)) {
-            let _ = i;
+        for (name, _) in plan.wanting.iter().enumerate().filter(|(i, _)| row.get(i + 2)).map(|(_, wanting)| wanting) {
             let sql = format!("ALTER TABLE {} ALTER COLUMN {} DROP NOT NULL", plan.shadow, ident(name));
             tx.batch_execute(&sql).await.at(doing)?;
             carried.notes.push(format!("column {name:?} is not NOT NULL: carried rows have no value for it"));
@@ -225,7 +224,7 @@ async fn run(tx: &Transaction<'_>, brief: &Brief, entry: &Entry, plan: &Plan, do
         if (inserted as i64) < total {
             recount(tx, plan, &mut carried, doing).await?;
             let left = total - inserted as i64;
-            carried.notes.push(format!("{left} rows were not carried: they clash with rows of the source in a unique index"));
+            carried.notes.push(format!("{left} rows were not carried: they clash with others in the key or in a unique index"));
         }
     }
     tx.batch_execute(&format!("DROP TABLE {}, {}", plan.keys, plan.aside)).await.at(doing)?;
@@ -236,7 +235,7 @@ async fn run(tx: &Transaction<'_>, brief: &Brief, entry: &Entry, plan: &Plan, do
 async fn without_key(tx: &Transaction<'_>, plan: &Plan, doing: &str) -> Result<Option<String>, Error> {
     let key = || plan.columns.iter().enumerate().filter(|(_, c)| c.key);
     let unknown: Vec<String> = key().map(|(i, _)| format!("k{i} IS NULL")).collect();
-    let sql = format!("SELECT count(*) FROM {} WHERE {}", plan.keys, unknown.join(" OR "));
+    let sql = format!("SELECT coalesce(sum(rows), 0)::bigint FROM {} WHERE {}", plan.keys, unknown.join(" OR "));
     let rows: i64 = tx.query_one(&sql, &[]).await.at(doing)?.get(0);
     let names: Vec<String> = key().map(|(_, c)| format!("{:?}", c.name)).collect();
     Ok((rows > 0).then(|| format!("{rows} rows were not carried: they have NULL in the new key ({})", names.join(", "))))
@@ -260,13 +259,14 @@ async fn set_aside(tx: &Transaction<'_>, brief: &Brief, entry: &Entry, plan: &Pl
     }
 }
 
-/// The statements that set aside what is to be carried: first the keys, then their rows.
+/// The statements that set aside what is to be carried: first the keys, each once though several old rows may share a new key, then their rows.
 fn statements(brief: &Brief, plan: &Plan) -> String {
     let Plan { live, shadow, keys, aside, flag, time, .. } = plan;
-    let (mut old_key, mut absent, mut same) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut old_key, mut grouped, mut absent, mut same) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (i, column) in plan.columns.iter().enumerate().filter(|(_, c)| c.key) {
         let name = ident(&column.name);
         old_key.push(format!("o.{name} AS k{i}"));
+        grouped.push(format!("o.{name}"));
         absent.push(format!("s.{name} = {}", column.value));
         same.push(format!("o.{name} = k.k{i}"));
     }
@@ -277,10 +277,12 @@ fn statements(brief: &Brief, plan: &Plan) -> String {
     };
     let values: Vec<String> = plan.columns.iter().enumerate().map(|(i, c)| format!("{} AS c{i}", c.value)).collect();
     format!(
-        "CREATE UNLOGGED TABLE {keys} AS SELECT {} FROM {live} o WHERE {wanted}NOT EXISTS (SELECT FROM {shadow} s WHERE {}); ANALYZE {keys};
-         CREATE UNLOGGED TABLE {aside} AS SELECT {}, {flag} AS flagged, {time} AS synced FROM {keys} k JOIN {live} o ON {}",
+        "CREATE UNLOGGED TABLE {keys} AS SELECT {}, count(*) AS rows FROM {live} o WHERE {wanted}NOT EXISTS (SELECT FROM {shadow} s WHERE {}) GROUP BY {};
+         ANALYZE {keys};
+         CREATE UNLOGGED TABLE {aside} AS SELECT {}, {flag} AS flagged, {time} AS synced FROM {keys} k JOIN {live} o ON {wanted}{}",
         old_key.join(", "),
         absent.join(" AND "),
+        grouped.join(", "),
         values.join(", "),
         same.join(" AND ")
     )
@@ -326,12 +328,14 @@ fn insert(brief: &Brief, plan: &Plan) -> String {
     )
 }
 
-/// Counts those that are in the shadow now.
+/// Counts those that are in the shadow now: of rows that share a key one at most.
 async fn recount(tx: &Transaction<'_>, plan: &Plan, carried: &mut Carried, doing: &str) -> Result<(), Error> {
     let keys = plan.columns.iter().enumerate().filter(|(_, c)| c.key);
-    let same: Vec<String> = keys.map(|(i, c)| format!("s.{} = g.c{i}", ident(&c.name))).collect();
+    let (key, same): (Vec<String>, Vec<String>) = keys.map(|(i, c)| (format!("g.c{i}"), format!("s.{} = g.c{i}", ident(&c.name)))).unzip();
     let sql = format!(
-        "SELECT count(*) FILTER (WHERE flagged), count(*) FILTER (WHERE NOT flagged) FROM {} g WHERE EXISTS (SELECT FROM {} s WHERE {})",
+        "SELECT count(*) FILTER (WHERE flagged), count(*) FILTER (WHERE NOT flagged)
+         FROM (SELECT DISTINCT ON ({}) g.flagged FROM {} g WHERE EXISTS (SELECT FROM {} s WHERE {})) g",
+        key.join(", "),
         plan.aside,
         plan.shadow,
         same.join(" AND ")
