@@ -154,7 +154,8 @@ pub struct Snapshot {
     /// About how much is written in one transaction, 64Ki or more: the unit of progress, never loaded twice.
     #[schemars(extend("x-kubernetes-validations" = at_least("64Ki")))]
     pub chunk_size: Bytes,
-    /// Bound on the bytes that all workers together read from the source in a second.
+    /// Bound on the bytes that all workers together read from the source in a second. Each worker has its share by the workers that the resync begins with:
+    /// a load whose `maxParallelWorkers` is changed reads in proportion.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bytes_per_second: Option<Bytes>,
     /// Labels of the nodes that may run the pods of this mirror.

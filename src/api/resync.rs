@@ -54,7 +54,7 @@ pub struct MirrorResyncSpec {
     /// What is carried from the old tables into the new ones.
     #[serde(default)]
     pub carry: Carry,
-    /// How long the old tables are kept after the swap, as `<table>_old`.
+    /// How long the old tables are kept after the swap, as `<table>_old`. The next swap of the Mirror ends it.
     #[serde(default = "default_keep_old")]
     pub keep_old: Span,
     /// Overrides of the Mirror's `snapshot`, for this resync.

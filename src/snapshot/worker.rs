@@ -2,9 +2,6 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use futures::StreamExt;
-use tokio::sync::mpsc;
-
 use super::patience::Patience;
 use crate::{
     brief::Brief,
@@ -12,7 +9,8 @@ use crate::{
     postgres::connect,
     report::{Failure, HeldSnapshot},
     source::{
-        copy::{PIECES, Reader},
+        ahead::ahead,
+        copy::Reader,
         pace::Pace,
         slot,
         snapshot::{self, Holder},
@@ -53,7 +51,6 @@ impl<'a> Worker<'a> {
             message: error.to_string(),
             permanent: false,
         })?;
-        let bound = brief.snapshot.max_bytes_per_second.as_ref().map(|b| b.get());
         Ok(Self {
             brief,
             destination,
@@ -62,7 +59,7 @@ impl<'a> Worker<'a> {
             held: None,
             generation: 0,
             reader: None,
-            pace: Pace::share(bound, brief.snapshot.max_parallel_workers),
+            pace: Pace::new(None),
             http,
             patience: Patience::new(LIMIT),
         })
@@ -85,9 +82,15 @@ impl<'a> Worker<'a> {
 
     async fn everything(&mut self) -> Result<(), Trouble> {
         if self.tables.is_empty() {
+            // Fewer partitions than workers: no more than one worker for each.
+            let (load, _) = self.destination.progress().await?;
+            let workers = u32::from(self.brief.snapshot.max_parallel_workers).min(load.partitions);
+            self.pace = Pace::share(self.brief.snapshot.max_bytes_per_second.as_ref().map(|b| b.get()), workers);
             self.tables = self.destination.tables().await?.into_iter().map(|t| (t.schema.number, t.schema)).collect();
         }
         self.load_partition(self.partition).await?;
+        // Nobody need keep the snapshot for this partition any more, least of all while keys are built. Who helps another takes it anew.
+        (self.held, self.reader) = (None, None);
         self.finish().await?;
         self.help().await
     }
@@ -161,8 +164,7 @@ impl<'a> Worker<'a> {
         self.reader().await?;
         let (Some(held), Some(mut reader)) = (&self.held, self.reader.take()) else { return Ok(()) };
         let rows = reader.open(held.holder.name(), held.holder.lsn(), &table, chunk).await?;
-        let (send, mut receive) = mpsc::channel(PIECES);
-        let pieces = futures::stream::poll_fn(move |context| receive.poll_recv(context)).boxed();
+        let (send, pieces) = ahead();
         let (read, wrote) =
             tokio::join!(rows.pass_on(send, &mut self.pace), self.destination.load_chunk(&table, chunk, held.generation, pieces));
         match (read, wrote) {

@@ -1,10 +1,9 @@
 //! Reads chunks: `COPY … TO STDOUT` under the snapshot. I/O.
 
-use bytes::{Bytes, BytesMut};
-use tokio::sync::mpsc;
+use bytes::BytesMut;
 use tokio_postgres::Client;
 
-use super::{Error, pace::Pace, snapshot};
+use super::{Error, ahead::Ahead, pace::Pace, snapshot};
 use crate::{
     brief::Brief,
     destination::Chunk,
@@ -19,8 +18,6 @@ use crate::{
 pub const PIECE: usize = 256 << 10;
 /// A piece ends with the row that fills it.
 const CAPACITY: usize = PIECE + (PIECE >> 2);
-/// Pieces between the reader and the writer.
-pub const PIECES: usize = 3;
 
 /// A chunk that is read again brings the same rows in the same order: scans begin at the front, whoever else is at the table, and one process reads. A destination
 /// without transactions tells by that what it has already.
@@ -83,31 +80,31 @@ fn is_true(answer: &[Vec<Option<String>>]) -> bool {
 impl Rows<'_> {
     /// Passes all rows on in large pieces, ends the transaction, and only then ends the pieces. Returns false if the receiver lost interest;
     /// the session is then of no further use, as after an error.
-    pub async fn pass_on(mut self, to: mpsc::Sender<Result<Bytes, String>>, pace: &mut Pace) -> Result<bool, Error> {
+    pub async fn pass_on(mut self, to: Ahead, pace: &mut Pace) -> Result<bool, Error> {
         match self.pieces(&to, pace).await {
             Ok(whole) => Ok(whole),
             Err(error) => {
                 // The receiver learns that this is not the end; the error itself goes to the caller.
-                let _ = to.send(Err(error.to_string())).await;
+                to.fail(error.to_string()).await;
                 Err(error)
             }
         }
     }
 
-    async fn pieces(&mut self, to: &mpsc::Sender<Result<Bytes, String>>, pace: &mut Pace) -> Result<bool, Error> {
+    async fn pieces(&mut self, to: &Ahead, pace: &mut Pace) -> Result<bool, Error> {
         let what = &self.what;
         let mut piece = BytesMut::with_capacity(CAPACITY);
         let mut rows = self.session.copy_out(&self.statement).await.map_err(|cause| reading(what, cause))?;
         while rows.read(&mut piece, PIECE).await.map_err(|cause| reading(what, cause))? {
             pace.take(piece.len()).await;
-            let full = std::mem::replace(&mut piece, BytesMut::with_capacity(CAPACITY));
-            if to.send(Ok(full.freeze())).await.is_err() {
+            if !to.send(std::mem::take(&mut piece).freeze()).await {
                 return Ok(false);
             }
+            piece.reserve(CAPACITY);
         }
         self.refuse_rewritten().await?;
         self.session.query("COMMIT").await.map_err(|cause| reading(&self.what, cause))?;
-        Ok(piece.is_empty() || to.send(Ok(piece.freeze())).await.is_ok())
+        Ok(piece.is_empty() || to.send(piece.freeze()).await)
     }
 
     /// A table rewritten since the snapshot (VACUUM FULL, CLUSTER, TRUNCATE, ALTER TABLE) has its rows in other blocks, or hides them from the snapshot.

@@ -1,5 +1,6 @@
 //! PostgreSQL as the source: its catalog, checks, slots, snapshots and rows.
 
+pub mod ahead;
 pub mod catalog;
 pub mod copy;
 pub mod error;

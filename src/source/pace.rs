@@ -19,7 +19,7 @@ impl Pace {
     }
 
     /// A worker's part of a bound that holds for all workers together.
-    pub fn share(bytes_per_second: Option<u64>, workers: u16) -> Self {
+    pub fn share(bytes_per_second: Option<u64>, workers: u32) -> Self {
         Self::new(bytes_per_second.map(|b| b / u64::from(workers.max(1))))
     }
 
@@ -62,6 +62,12 @@ mod tests {
                 prop_assert!(taken as f64 <= allowed, "{taken} > {allowed}");
             }
         }
+    }
+
+    #[test]
+    fn a_share_is_that_of_one_worker() {
+        assert_eq!(Pace::share(Some(1_000), 4).bytes_per_second, Some(250.0));
+        assert_eq!(Pace::share(Some(1_000), 0).bytes_per_second, Some(1_000.0));
     }
 
     #[test]

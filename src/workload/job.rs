@@ -95,7 +95,7 @@ fn brief_job(name: String, shape: Shape<'_>, owner: &OwnerReference) -> Job {
 
 /// The Indexed Job that loads: one index a partition.
 pub fn snapshot_job(brief: &Brief, image: &str, partitions: u32, parallelism: u16, suspended: bool, owner: &OwnerReference) -> Job {
-    let shape = Shape { brief, image, component: "snapshot", args: vec!["snapshot".into()], memory: (32, 256) };
+    let shape = Shape { brief, image, component: "snapshot", args: vec!["snapshot".into()], memory: (32, 512) };
     let mut job = brief_job(resync::job_name(&brief.resync, "snapshot"), shape, owner);
     if let Some(spec) = &mut job.spec {
         spec.completion_mode = Some("Indexed".into());

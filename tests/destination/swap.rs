@@ -137,6 +137,65 @@ async fn an_older_snapshot_that_outlasts_the_wait_ends_or_passes_the_swap_as_ask
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_old_tables_of_the_last_swap_stay_until_the_next_one_is_done() {
+    let place = first_epoch().await;
+    resync(&place, 2).await;
+    let old = async || place.rows("SELECT version FROM public.a_old WHERE id = 1").await;
+    let snapshot = place.client().await;
+    snapshot.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").await.unwrap();
+    let mut brief = place.brief(3);
+    (brief.old_snapshot_wait_millis, brief.on_old_snapshot) = (200, OnOldSnapshot::Fail);
+    let at = open(&brief).await;
+    until_loaded(&*at, &[(a(), &["1\t3"]), (b(), &["1\t3"])]).await;
+    assert!(matches!(from_loaded(&*at).await, Err(Error::Permanent(_))));
+    assert_eq!(old().await, ["1"]);
+    // Its readers are given way too.
+    snapshot.batch_execute("COMMIT; BEGIN; SELECT * FROM public.a_old").await.unwrap();
+    let swap = tokio::spawn(async move { at.swap().await });
+    until_swapping(&place).await;
+    assert_eq!(old().await, ["1"]);
+    snapshot.batch_execute("COMMIT").await.unwrap();
+    assert!(swap.await.unwrap().unwrap().retries > 0);
+    assert_eq!(old().await, ["2"]);
+}
+
+/// Waits until the swap asks for the locks that readers feel.
+async fn until_swapping(place: &OnPostgres) {
+    let asked = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'
+                 AND relation IN (to_regclass('public.a'), to_regclass('public.a_old')))";
+    crate::support::until("the swap has asked for its locks", async || place.rows(asked).await == ["t"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_or_a_view_that_changes_while_the_swap_waits_is_kept() {
+    for (change, look, expected) in [
+        (
+            "GRANT SELECT (version) ON public.a TO PUBLIC",
+            "SELECT attacl IS NOT NULL FROM pg_attribute WHERE attrelid = 'public.a'::regclass AND attname = 'version'",
+            "t",
+        ),
+        ("CREATE OR REPLACE VIEW public.v AS SELECT id + 100 AS id FROM public.a", "SELECT min(id) FROM public.v", "101"),
+        ("GRANT SELECT ON public.v TO PUBLIC", "SELECT relacl IS NOT NULL FROM pg_class WHERE oid = 'public.v'::regclass", "t"),
+    ] {
+        let place = first_epoch().await;
+        place.run("CREATE VIEW public.v AS SELECT id FROM public.a").await;
+        let at = open(&place.brief(2)).await;
+        until_loaded(&*at, &[(a(), &["1\t2"]), (b(), &["1\t2"])]).await;
+        at.seal().await.unwrap();
+        at.carry().await.unwrap();
+        let long = place.client().await;
+        long.batch_execute("BEGIN; SELECT * FROM public.a").await.unwrap();
+        let swap = tokio::spawn(async move { at.swap().await });
+        until_swapping(&place).await;
+        place.run(change).await;
+        long.batch_execute("COMMIT").await.unwrap();
+        swap.await.unwrap().unwrap();
+        assert_eq!(place.rows("SELECT version FROM public.a WHERE id = 1").await, ["2"], "{change}");
+        assert_eq!(place.rows(look).await, [expected], "{change}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_people_gave_to_a_table_is_kept() {
     let place = first_epoch().await;
     let role = format!("mo_test_role_{}", place.to.database.replace("mo_test_", ""));

@@ -13,3 +13,4 @@ mod fixture;
 mod guard;
 mod holders;
 mod load;
+mod memory;

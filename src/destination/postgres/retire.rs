@@ -23,9 +23,32 @@ pub(super) async fn drop_retired(at: &Postgres) -> Result<(), Error> {
         session.keep();
         return Ok(());
     }
-    drop_retired_until(&mut session, &at.brief, at.brief.epoch).await?;
+    drop_all_retired(&mut session, &at.brief).await?;
     session.keep();
     Ok(())
+}
+
+/// A table that a swap has retired, as the ledger and the catalog agree on it.
+pub(super) struct Retired {
+    pub oid: u32,
+    /// Its quoted name.
+    pub sql: String,
+}
+
+/// What swaps of earlier epochs have retired and nobody has dropped.
+pub(super) async fn of_earlier_swaps(tx: &Transaction<'_>, brief: &Brief) -> Result<Vec<Retired>, Error> {
+    let sql = "SELECT c.oid, n.nspname, c.relname FROM _mirror_operator.table t
+               JOIN pg_catalog.pg_class c ON c.oid = t.retired AND c.relname = t.retired_name
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = t.destination_schema
+               WHERE t.mirror = $1::text::uuid AND t.epoch < $2 ORDER BY 1";
+    let rows = tx.query(sql, &[&brief.mirror_uid, &(brief.epoch as i32)]).await.at("reading the ledger")?;
+    Ok(rows.iter().map(|r| Retired { oid: r.get(0), sql: qualified(r.get(1), r.get(2)) }).collect())
+}
+
+/// Drops them; the caller holds their locks.
+pub(super) fn drop_statement(retired: &[Retired]) -> String {
+    let names: Vec<&str> = retired.iter().map(|old| old.sql.as_str()).collect();
+    if names.is_empty() { String::new() } else { format!("DROP TABLE {}", names.join(", ")) }
 }
 
 /// How long the lock of a retired table is waited for: whoever applies changes waits meanwhile, behind the fence.
@@ -34,11 +57,11 @@ const RETIRED_WAIT: &str = "SET LOCAL lock_timeout = '200ms'";
 const RETIRED_TRIES: u32 = 20;
 const RETIRED_PAUSE: Duration = Duration::from_millis(500);
 
-/// Drops what the swaps of this mirror up to `epoch` have retired: one transaction a table.
-pub(super) async fn drop_retired_until(session: &mut Session<'_>, brief: &Brief, epoch: u32) -> Result<(), Error> {
+/// Drops what the swaps of this mirror up to this epoch have retired: one transaction a table.
+async fn drop_all_retired(session: &mut Session<'_>, brief: &Brief) -> Result<(), Error> {
     let mut tries = 1;
     loop {
-        match drop_one(session, brief, epoch).await? {
+        match drop_one(session, brief).await? {
             Outcome::Dropped => tries = 1,
             Outcome::NothingLeft => break,
             Outcome::InUse(table) if tries >= RETIRED_TRIES => return Err(in_use(&table)),
@@ -48,7 +71,7 @@ pub(super) async fn drop_retired_until(session: &mut Session<'_>, brief: &Brief,
             }
         }
     }
-    forget_replaced(session, brief, epoch).await
+    forget_replaced(session, brief).await
 }
 
 /// What became of one retired table.
@@ -61,7 +84,7 @@ enum Outcome {
 
 /// Drops one of them, told by oid and name together. It is chosen alone behind the fence: an earlier call of the same,
 /// whose reply was lost, may still be at its commit.
-async fn drop_one(session: &mut Session<'_>, brief: &Brief, epoch: u32) -> Result<Outcome, Error> {
+async fn drop_one(session: &mut Session<'_>, brief: &Brief) -> Result<Outcome, Error> {
     let doing = "dropping old tables";
     let tx = session.begin(doing).await?;
     fence_alone(&tx, brief).await?;
@@ -70,7 +93,7 @@ async fn drop_one(session: &mut Session<'_>, brief: &Brief, epoch: u32) -> Resul
                    (SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname = t.destination_schema)
                    AND c.relname = t.retired_name
                WHERE t.mirror = $1::text::uuid AND t.epoch <= $2 AND t.retired IS NOT NULL ORDER BY 1, 2 LIMIT 1";
-    let Some(row) = tx.query_opt(sql, &[&brief.mirror_uid, &(epoch as i32)]).await.at("reading the ledger")? else {
+    let Some(row) = tx.query_opt(sql, &[&brief.mirror_uid, &(brief.epoch as i32)]).await.at("reading the ledger")? else {
         return Ok(Outcome::NothingLeft);
     };
     if let Some(name) = row.get::<_, Option<&str>>(3) {
@@ -95,14 +118,14 @@ fn in_use(tables: &str) -> Error {
 
 /// Epochs before the live one that have neither tables nor retired ones left: their rows go. A table that the Mirror no longer lists still bears its
 /// name: its row stays, so that it is known to be this mirror's own should it be listed again.
-async fn forget_replaced(session: &mut Session<'_>, brief: &Brief, epoch: u32) -> Result<(), Error> {
+async fn forget_replaced(session: &mut Session<'_>, brief: &Brief) -> Result<(), Error> {
     let sql = "DELETE FROM _mirror_operator.epoch e USING _mirror_operator.mirror m
                WHERE e.mirror = $1::text::uuid AND e.epoch < least($2, m.live_epoch) AND m.mirror = e.mirror
                  AND e.swapped_at IS NOT NULL AND NOT EXISTS (SELECT FROM _mirror_operator.table t
                      WHERE t.mirror = e.mirror AND t.epoch = e.epoch AND (t.retired IS NOT NULL OR EXISTS (
                          SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                          WHERE c.oid = t.relation AND n.nspname = t.destination_schema AND c.relname = t.destination_name)))";
-    session.client().execute(sql, &[&brief.mirror_uid, &(epoch as i32)]).await.at("writing the ledger")?;
+    session.client().execute(sql, &[&brief.mirror_uid, &(brief.epoch as i32)]).await.at("writing the ledger")?;
     Ok(())
 }
 

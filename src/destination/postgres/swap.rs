@@ -13,7 +13,8 @@ use super::{
     Postgres, dependents, dress,
     error::{At, lock_not_granted, meaning, permanent},
     ledger::{self, Entry},
-    live, retire,
+    live,
+    retire::{self, Retired},
     session::{Session, fence_alone, gone},
     shadow::AFTER_LOADING,
     snapshots,
@@ -42,7 +43,6 @@ pub(super) async fn swap(at: &Postgres) -> Result<SwapReport, Error> {
         session.keep();
         return Ok(report);
     }
-    retire::drop_retired_until(&mut session, &at.brief, at.brief.epoch.saturating_sub(1)).await?;
     if let Some(note) = snapshots::wait(session.client(), &at.brief).await? {
         tracing::warn!("{note}");
     }
@@ -81,16 +81,17 @@ async fn attempt(session: &mut Session<'_>, brief: &Brief, end: Instant, retries
     lock_quietly(&tx, &pairs).await?;
     let before = fingerprint(&tx, &pairs).await?;
     let act = prepare(&tx, brief, &pairs).await?;
+    let retired = retire::of_earlier_swaps(&tx, brief).await?;
     tx.batch_execute("SAVEPOINT locks").await.at(doing)?;
     let started = loop {
         let started = Instant::now();
-        if lock(&tx, &act.locks, &pairs).await? {
+        if lock(&tx, &act.locks, &pairs, &retired).await? {
             break started;
         }
         if Instant::now() >= end {
             return Err(Error::Transient(format!(
                 "the tables cannot be locked for the swap: in use by {}. It is tried again",
-                in_the_way(&tx, &pairs).await?
+                in_the_way(&tx, &pairs, &retired).await?
             )));
         }
         give_back(&tx).await?;
@@ -101,7 +102,8 @@ async fn attempt(session: &mut Session<'_>, brief: &Brief, end: Instant, retries
         return Ok(None);
     }
     let record = record(brief, &pairs, started.elapsed(), *retries);
-    tx.batch_execute(&format!("{};{record}", act.statements.join(";"))).await.at(doing)?;
+    let room = retire::drop_statement(&retired);
+    tx.batch_execute(&format!("{room};{};{record}", act.statements.join(";"))).await.at(doing)?;
     tx.commit().await.at(doing)?;
     let blocked = started.elapsed().as_millis() as i64;
     note_block(session.client(), brief, blocked).await;
@@ -154,11 +156,25 @@ fn live_names(pairs: &[Pair]) -> Option<String> {
     (!lives.is_empty()).then(|| lives.join(", ONLY "))
 }
 
-/// Tells whether a live table's definition, grants or dependents have changed: the versions of their rows in the catalog.
+/// Tells whether a live table's definition, grants or dependents have changed, or those of a view that reads it, at any distance: the versions of
+/// their rows in the catalog.
 async fn fingerprint(tx: &Transaction<'_>, pairs: &[Pair]) -> Result<String, Error> {
     let lives: Vec<u32> = pairs.iter().filter_map(|p| p.live).collect();
-    let sql = "SELECT concat((SELECT string_agg(format('%s %s', oid, xmin), ',' ORDER BY oid) FROM pg_catalog.pg_class WHERE oid = ANY ($1)), ';',
-                             (SELECT count(*) FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_class'::regclass AND refobjid = ANY ($1)))";
+    let sql = "WITH RECURSIVE seen (oid) AS (
+                   SELECT unnest($1::oid[])
+                    UNION
+                   SELECT r.ev_class FROM seen s
+                     JOIN pg_catalog.pg_depend d ON d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = s.oid AND d.classid = 'pg_catalog.pg_rewrite'::regclass
+                     JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid),
+               version (what) AS (
+                   SELECT format('c %s %s', c.oid, c.xmin) FROM pg_catalog.pg_class c JOIN seen USING (oid)
+                    UNION ALL
+                   SELECT format('a %s %s %s', a.attrelid, a.attnum, a.xmin) FROM pg_catalog.pg_attribute a JOIN seen ON seen.oid = a.attrelid
+                    UNION ALL
+                   SELECT format('r %s %s', r.oid, r.xmin) FROM pg_catalog.pg_rewrite r JOIN seen ON seen.oid = r.ev_class
+                    UNION ALL
+                   SELECT format('d %s', count(*)) FROM pg_catalog.pg_depend d JOIN seen ON seen.oid = d.refobjid AND d.refclassid = 'pg_catalog.pg_class'::regclass)
+               SELECT coalesce(md5(string_agg(what, ',' ORDER BY what)), '') FROM version";
     Ok(tx.query_one(sql, &[&lives]).await.at("looking at the live tables")?.get(0))
 }
 
@@ -251,9 +267,12 @@ async fn new_index_renames(tx: &Transaction<'_>, pair: &Pair, lives: &[u32]) -> 
 }
 
 /// Takes the locks that readers feel: views from the outermost in, as readers do, then all tables in one statement. False if that took too long.
-async fn lock(tx: &Transaction<'_>, views: &[String], pairs: &[Pair]) -> Result<bool, Error> {
+///
+/// What earlier swaps have retired is locked with them: it makes room in this very transaction, for until then it is the way back.
+async fn lock(tx: &Transaction<'_>, views: &[String], pairs: &[Pair], retired: &[Retired]) -> Result<bool, Error> {
     let end = Instant::now() + PATIENCE;
-    let mut sql: Vec<String> = views.to_vec();
+    let mut sql: Vec<String> =
+        retired.iter().map(|old| format!("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE", old.sql)).chain(views.iter().cloned()).collect();
     sql.extend(live_names(pairs).map(|lives| format!("LOCK TABLE ONLY {lives} IN ACCESS EXCLUSIVE MODE")));
     for statement in sql {
         let left = end.saturating_duration_since(Instant::now()).as_millis().max(1);
@@ -284,13 +303,13 @@ async fn give_back(tx: &Transaction<'_>) -> Result<(), Error> {
 
 const GIVE_BACK: &str = "ROLLBACK TO locks";
 
-/// Sessions that hold locks on the live tables.
-async fn in_the_way(tx: &Transaction<'_>, pairs: &[Pair]) -> Result<String, Error> {
+/// Sessions that hold locks on the live tables, or on those that make room for them.
+async fn in_the_way(tx: &Transaction<'_>, pairs: &[Pair], retired: &[Retired]) -> Result<String, Error> {
     give_back(tx).await?;
-    let lives: Vec<u32> = pairs.iter().filter_map(|p| p.live).collect();
+    let tables: Vec<u32> = pairs.iter().filter_map(|p| p.live).chain(retired.iter().map(|old| old.oid)).collect();
     let sql = "SELECT DISTINCT format('pid %s (%s)', l.pid, coalesce(nullif(a.application_name, ''), 'no name')) FROM pg_catalog.pg_locks l
                LEFT JOIN pg_stat_activity a USING (pid) WHERE l.relation = ANY ($1) AND l.granted AND l.pid <> pg_backend_pid()";
-    let rows = tx.query(sql, &[&lives]).await.at("swapping the tables")?;
+    let rows = tx.query(sql, &[&tables]).await.at("swapping the tables")?;
     let who: Vec<String> = rows.iter().map(|r| r.get(0)).collect();
     Ok(if who.is_empty() { "sessions that come and go".into() } else { who.join(", ") })
 }
@@ -307,7 +326,8 @@ fn record(brief: &Brief, pairs: &[Pair], so_far: Duration, retries: u32) -> Stri
         })
         .collect();
     format!(
-        "{retired} UPDATE _mirror_operator.epoch SET swapped_at = clock_timestamp(), lock_millis = {}, swap_retries = {retries}
+        "UPDATE _mirror_operator.table SET retired = NULL WHERE mirror = {mirror} AND epoch < {epoch} AND retired IS NOT NULL;
+         {retired} UPDATE _mirror_operator.epoch SET swapped_at = clock_timestamp(), lock_millis = {}, swap_retries = {retries}
          WHERE mirror = {mirror} AND epoch = {epoch};
          UPDATE _mirror_operator.mirror SET live_epoch = {epoch} WHERE mirror = {mirror}",
         so_far.as_millis()

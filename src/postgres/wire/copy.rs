@@ -58,7 +58,8 @@ impl CopyRows<'_> {
             match self.link.buffered()? {
                 None => self.link.fill().await?,
                 Some(message) => match message.tag {
-                    b'd' => piece.extend_from_slice(&message.body),
+                    // Whole rows are taken above.
+                    b'd' => return Err(WireError::Protocol("a row where none may be".into())),
                     b'E' => return Err(server_error(&message.body)),
                     b'Z' => return Ok(false),
                     // CopyDone and CommandComplete come before the end; notices may come at any time.

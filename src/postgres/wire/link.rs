@@ -26,6 +26,8 @@ const READ_SIZE: usize = 128 * 1024;
 /// A buffer with this much room left is read into further. A new one for each read would be kept alive whole by the few rows that a read may bring:
 /// a batch of 16 MB then held hundreds.
 const WORTH_READING: usize = 16 * 1024;
+/// Rows that took more of the buffer than this leave none of it.
+const LARGE: usize = 1 << 20;
 /// A message cannot be longer: a field has at most 1 GB, and a length beyond that is not from PostgreSQL.
 const MAX_MESSAGE: usize = 0x7fff_ffff;
 
@@ -223,7 +225,14 @@ impl Link {
 
     /// Appends the contents of whole CopyData messages in the buffer to `piece`, until it has `enough` bytes or something else comes.
     pub fn take_copy_data(&mut self, piece: &mut BytesMut, enough: usize) {
+        let before = piece.len();
         copy_data(&mut self.input, piece, enough);
+        if piece.len() - before > LARGE {
+            // The buffer of a large row would stay as large.
+            let mut rest = BytesMut::with_capacity(self.input.len().max(READ_SIZE));
+            rest.extend_from_slice(&self.input);
+            self.input = rest;
+        }
     }
 
     /// The next message if it is whole in the buffer.
