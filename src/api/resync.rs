@@ -32,7 +32,7 @@ use super::{
     validation = Rule::new("self.handover == oldSelf.handover").message("handover cannot be changed: make a new MirrorResync"),
     validation = Rule::new("self.carry == oldSelf.carry && self.keepOld == oldSelf.keepOld").message("carry and keepOld cannot be changed: make a new MirrorResync"),
     validation = Rule::new("self.swap.oldSnapshotWait == oldSelf.swap.oldSnapshotWait && self.swap.onOldSnapshot == oldSelf.swap.onOldSnapshot").message("swap.oldSnapshotWait and swap.onOldSnapshot cannot be changed: make a new MirrorResync"),
-    validation = Rule::new("self.?snapshot.?partitionSize == oldSelf.?snapshot.?partitionSize && self.?snapshot.?chunkSize == oldSelf.?snapshot.?chunkSize && self.?snapshot.?maxBytesPerSecond == oldSelf.?snapshot.?maxBytesPerSecond").message("of snapshot only maxParallelWorkers can be changed: make a new MirrorResync"),
+    validation = Rule::new("(has(self.snapshot) && has(self.snapshot.partitionSize) ? self.snapshot.partitionSize : '') == (has(oldSelf.snapshot) && has(oldSelf.snapshot.partitionSize) ? oldSelf.snapshot.partitionSize : '') && (has(self.snapshot) && has(self.snapshot.chunkSize) ? self.snapshot.chunkSize : '') == (has(oldSelf.snapshot) && has(oldSelf.snapshot.chunkSize) ? oldSelf.snapshot.chunkSize : '') && (has(self.snapshot) && has(self.snapshot.maxBytesPerSecond) ? self.snapshot.maxBytesPerSecond : '') == (has(oldSelf.snapshot) && has(oldSelf.snapshot.maxBytesPerSecond) ? oldSelf.snapshot.maxBytesPerSecond : '')").message("of snapshot only maxParallelWorkers can be changed: make a new MirrorResync"),
     validation = Rule::new("!oldSelf.cancel || self.cancel").message("a cancelled resync cannot be taken up again: make a new MirrorResync")
 )]
 pub struct MirrorResyncSpec {
