@@ -1,7 +1,11 @@
 //! Writing the brief of an epoch from the custom resources.
 
 use crate::{
-    api::{Mirror, MirrorResync, MirrorSpec, Peer, mirror::Table, peer::Role},
+    api::{
+        Mirror, MirrorResync, MirrorSpec, Peer,
+        mirror::{SoftDelete, Table},
+        peer::Role,
+    },
     brief::{Brief, DestinationPeer},
     name,
     peer::{self, connection},
@@ -22,18 +26,8 @@ pub fn brief(
     let spec = &mirror.spec;
     let source = known(source, &spec.source.peer, Role::Source, connection)?;
     let destination = known(destination, &spec.destination.peer, Role::Destination, peer::destination)?;
-    let (mut tables, mut soft_delete, mut synced_at_column) =
-        (spec.tables.clone(), spec.soft_delete.clone(), spec.synced_at_column.clone());
-    if let DestinationPeer::ClickHouse(at) = &destination {
-        into_database(&mut tables, &at.at.database);
-        distinct(&tables)?;
-        // The names that PeerDB uses there.
-        for name in [&mut soft_delete.column, &mut synced_at_column] {
-            if name.starts_with("_PEERDB_") {
-                *name = name.to_lowercase();
-            }
-        }
-    }
+    let Wanted { tables, soft_delete, synced_at_column } = wanted(spec, &destination);
+    distinct(&tables)?;
     let namespace = mirror.metadata.namespace.clone().unwrap_or_default();
     let mirror_name = mirror.metadata.name.clone().unwrap_or_default();
     let defaults: crate::api::MirrorResyncSpec =
@@ -71,11 +65,34 @@ pub fn brief(
     })
 }
 
+/// What a spec says of the tables at a destination.
+struct Wanted {
+    tables: Vec<Table>,
+    soft_delete: SoftDelete,
+    synced_at_column: String,
+}
+
+fn wanted(spec: &MirrorSpec, destination: &DestinationPeer) -> Wanted {
+    let mut wanted =
+        Wanted { tables: spec.tables.clone(), soft_delete: spec.soft_delete.clone(), synced_at_column: spec.synced_at_column.clone() };
+    if let DestinationPeer::ClickHouse(at) = destination {
+        into_database(&mut wanted.tables, &at.at.database);
+        // The names that PeerDB uses there.
+        for name in [&mut wanted.soft_delete.column, &mut wanted.synced_at_column] {
+            if name.starts_with("_PEERDB_") {
+                *name = name.to_lowercase();
+            }
+        }
+    }
+    wanted
+}
+
 /// Whether tables made from `brief` are what `spec` says.
 pub fn made_from(brief: &Brief, spec: &MirrorSpec) -> bool {
-    brief.tables == spec.tables
-        && brief.soft_delete == spec.soft_delete
-        && brief.synced_at_column == spec.synced_at_column
+    let Wanted { tables, soft_delete, synced_at_column } = wanted(spec, &brief.destination);
+    brief.tables == tables
+        && brief.soft_delete == soft_delete
+        && brief.synced_at_column == synced_at_column
         && brief.publication == spec.source.publication
 }
 
@@ -150,14 +167,10 @@ mod tests {
         let mirror = |tables| -> Mirror {
             object("Mirror", "m", json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": tables }))
         };
-        let made = brief(
-            &mirror(json!([{ "source": "public.orders" }, { "source": "public.t", "destination": "other.t" }])),
-            None,
-            1,
-            Some(&source),
-            Some(&destination),
-        );
-        let made = made.unwrap();
+        let two = mirror(json!([{ "source": "public.orders" }, { "source": "public.t", "destination": "other.t" }]));
+        let made = brief(&two, None, 1, Some(&source), Some(&destination)).unwrap();
+        assert!(made_from(&made, &two.spec), "a mirror is in sync with itself");
+        assert!(!made_from(&made, &mirror(json!([{ "source": "public.orders" }])).spec));
         let names: Vec<_> = made.tables.iter().map(|t| TableName::parse(t.destination.as_deref().unwrap()).unwrap().to_string()).collect();
         assert_eq!(names, ["my.shop.orders", "other.t"]);
         assert_eq!((made.soft_delete.column.as_str(), made.synced_at_column.as_str()), ("_peerdb_is_deleted", "_peerdb_synced_at"));

@@ -85,14 +85,16 @@ async fn another_order_by_comes_with_a_resync_and_deleted_rows_are_carried() {
     equal(&world, &server).await;
 
     let sorting = format!("SELECT sorting_key FROM system.tables WHERE database = '{database}' AND name = 'orders'");
-    assert_eq!(server.ask(&sorting).await.unwrap(), "id");
+    let sorting_key = async || server.ask(&sorting).await.unwrap().replace(['(', ')'], "");
+    assert_eq!(sorting_key().await, "id");
+    world.condition("orders", "SchemaInSync", "True", LIMIT).await;
     world.apply(mirror(&world, &["customer"])).await.unwrap();
     let _: Mirror = world.condition("orders", "ResyncRequired", "True", LIMIT).await;
     world.apply(world.resync("reorder", "orders", json!({}))).await.unwrap();
     let resync = world.phase("reorder", Phase::Running).await;
     let carried: i64 = resync.status.unwrap_or_default().tables.iter().map(|t| t.soft_deleted_carried).sum();
     assert_eq!(carried, 100);
-    assert_eq!(server.ask(&sorting).await.unwrap(), "customer, id");
+    assert_eq!(sorting_key().await, "customer, id");
     let deleted = format!("SELECT count() FROM {database}.orders WHERE _peerdb_is_deleted = 1");
     assert_eq!(server.ask(&deleted).await.unwrap(), "100");
     world.condition("orders", "ResyncRequired", "False", LIMIT).await;
