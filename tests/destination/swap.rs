@@ -167,14 +167,13 @@ async fn until_swapping(place: &OnPostgres) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_grant_or_a_view_that_changes_while_the_swap_waits_is_kept() {
+async fn a_grant_that_changes_while_the_swap_waits_is_kept() {
     for (change, look, expected) in [
         (
             "GRANT SELECT (version) ON public.a TO PUBLIC",
             "SELECT attacl IS NOT NULL FROM pg_attribute WHERE attrelid = 'public.a'::regclass AND attname = 'version'",
             "t",
         ),
-        ("CREATE OR REPLACE VIEW public.v AS SELECT id + 100 AS id FROM public.a", "SELECT min(id) FROM public.v", "101"),
         ("GRANT SELECT ON public.v TO PUBLIC", "SELECT relacl IS NOT NULL FROM pg_class WHERE oid = 'public.v'::regclass", "t"),
     ] {
         let place = first_epoch().await;
