@@ -15,7 +15,7 @@ use crate::{
     postgres::Lsn,
     report::{Failure, Load, SwapReport, TableReport},
     source::type_map::{self, SourceType},
-    table::TableSchema,
+    table::{TableName, TableSchema},
 };
 
 /// What went wrong at a destination, ready for people.
@@ -230,6 +230,20 @@ pub fn column_type(brief: &Brief, table: &Table, column: &str, declared: &str, s
             ColumnType { destination_type: mapped.destination_type, binary: mapped.binary, as_text: false }
         }
     }
+}
+
+/// Says that a shadow's name is taken.
+fn foreign_shadow(shadow: &TableName) -> String {
+    format!("{shadow} exists at the destination and was not made by this mirror, which needs the name for its load: rename or drop it")
+}
+
+/// Says that values of the old table do not fit the new types of these columns.
+fn carry_cast(live: &TableName, columns: &[String]) -> String {
+    format!(
+        "{live}: the type of column {} has changed, and some of the old table's values do not fit. Nothing was swapped. Repair them in the old table, \
+         or resync with carry.softDeleted and carry.missing set to false",
+        columns.join(", ")
+    )
 }
 
 /// The destination that the brief names. Connects when it is first used, so an error here is one of the brief itself.

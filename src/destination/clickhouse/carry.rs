@@ -8,13 +8,17 @@ use serde::Deserialize;
 use super::{
     ClickHouse,
     error::permanent,
-    ledger::{Begun, Carried, Fact, Facts, Sealed, Table, shadow_of},
+    ledger::{Begun, Carried, Fact, Sealed, Table, shadow_of},
     live::{self, Attribute, attributes},
     own::{self, Own, VERSION},
     quote::{ident, literal, qualified},
     types::Type,
 };
-use crate::{api::clickhouse::Engine, destination::Error, table::TableName};
+use crate::{
+    api::clickhouse::Engine,
+    destination::{Error, carry_cast},
+    table::TableName,
+};
 
 /// Rows of the shadow in one portion.
 const PORTION: u64 = 5_000_000;
@@ -35,7 +39,7 @@ pub(super) async fn carry(at: &ClickHouse) -> Result<(), Error> {
     }
     for (number, _, table) in &tables {
         if facts.get::<Carried>(*number)?.is_none() {
-            let carried = carry_table(at, &facts, table, begun).await?;
+            let carried = carry_table(at, table, begun).await?;
             at.fence().await?;
             at.record(&[at.entry(*number, 0, &carried)?]).await?;
         }
@@ -43,7 +47,7 @@ pub(super) async fn carry(at: &ClickHouse) -> Result<(), Error> {
     Ok(())
 }
 
-async fn carry_table(at: &ClickHouse, _facts: &Facts, table: &Table, begun: &str) -> Result<Carried, Error> {
+async fn carry_table(at: &ClickHouse, table: &Table, begun: &str) -> Result<Carried, Error> {
     let plan = match plan(at, table, begun).await? {
         Ok(plan) => plan,
         Err(note) => return Ok(Carried { deleted: 0, missing: 0, note }),
@@ -133,33 +137,23 @@ async fn plan(at: &ClickHouse, table: &Table, begun: &str) -> Result<Result<Plan
     }
     let shadow = TableName { schema: name.schema.clone(), name: shadow_of(at, table) };
     let (old, new) = (attributes(at, name).await?, attributes(at, &shadow).await?);
-    let find = |column: &str| old.iter().find(|a| a.name == column && a.default_kind != "ALIAS");
     let own = Own::of(&at.brief);
-    if find(&own.flag).is_none() {
+    if find(&old, &own.flag).is_none() {
         return nothing(&format!("the old table has no column {:?} that flags deleted rows", own.flag));
     }
     let key = own::key(schema);
-    if let Some(column) = key.iter().find(|column| find(column).is_none()) {
+    if let Some(column) = key.iter().find(|column| find(&old, column).is_none()) {
         return nothing(&format!("the old table lacks key column {column:?}"));
     }
-    let (mut columns, mut wanting) = (Vec::new(), Vec::new());
-    for column in
-        new.iter().filter(|c| !matches!(c.default_kind.as_str(), "MATERIALIZED" | "ALIAS") && !own.names().any(|own| own == c.name))
-    {
-        match find(&column.name) {
-            Some(before) => columns.push(common(before, column)),
-            None if Type::parse(&column.type_).is_some_and(|t| !t.is_nullable()) => wanting.push(column.name.clone()),
-            None => {}
-        }
-    }
+    let (columns, wanting) = shared(&old, &new, &own);
     let begun = format!("toDateTime64({}, 6, 'UTC')", literal(begun));
     let flag = format!("o.{} != 0", ident(&own.flag));
-    let time = match own.synced_at.as_deref().and_then(&find) {
+    let time = match own.synced_at.as_deref().and_then(|name| find(&old, name)) {
         Some(synced) => format!("if({flag}, o.{}, {begun})", ident(&synced.name)),
         None => begun,
     };
     let value = |column: &&str| columns.iter().find(|c| c.name == **column).map_or(String::new(), |c| c.value.clone());
-    let version = find(VERSION).map(|_| own.newest_first()).unwrap_or_else(|| format!("{} DESC", ident(&own.flag)));
+    let version = find(&old, VERSION).map(|_| own.newest_first()).unwrap_or_else(|| format!("{} DESC", ident(&own.flag)));
     Ok(Ok(Plan {
         live: qualified(&name.schema, &name.name),
         shadow: qualified(&shadow.schema, &shadow.name),
@@ -177,6 +171,26 @@ async fn plan(at: &ClickHouse, table: &Table, begun: &str) -> Result<Result<Plan
         columns,
         own,
     }))
+}
+
+/// The columns that both tables have, and the shadow's that are not nullable and that the live table lacks.
+fn shared(old: &[Attribute], new: &[Attribute], own: &Own) -> (Vec<Common>, Vec<String>) {
+    let (mut columns, mut wanting) = (Vec::new(), Vec::new());
+    for column in
+        new.iter().filter(|c| !matches!(c.default_kind.as_str(), "MATERIALIZED" | "ALIAS") && !own.names().any(|own| own == c.name))
+    {
+        match find(old, &column.name) {
+            Some(before) => columns.push(common(before, column)),
+            None if Type::parse(&column.type_).is_some_and(|t| !t.is_nullable()) => wanting.push(column.name.clone()),
+            None => {}
+        }
+    }
+    (columns, wanting)
+}
+
+/// A column whose values can be read.
+fn find<'a>(columns: &'a [Attribute], name: &str) -> Option<&'a Attribute> {
+    columns.iter().find(|a| a.name == name && a.default_kind != "ALIAS")
 }
 
 fn common(before: &Attribute, column: &Attribute) -> Common {
@@ -268,13 +282,5 @@ async fn uncastable(at: &ClickHouse, table: &Table, plan: &Plan) -> Result<Error
             Ok(_) => {}
         }
     }
-    Ok(permanent(
-        "CarryCast",
-        format!(
-            "{}: the type of column {} has changed, and some of the old table's values do not fit. Nothing was swapped. Repair them in the old table, \
-             or resync with carry.softDeleted and carry.missing set to false",
-            table.schema.destination,
-            culprits.join(", ")
-        ),
-    ))
+    Ok(permanent("CarryCast", carry_cast(&table.schema.destination, &culprits)))
 }

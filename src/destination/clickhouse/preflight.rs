@@ -11,12 +11,11 @@ use super::{
     live, mark,
     own::{Own, sorting_key},
     quote::ident,
-    shadow::foreign,
     types::Type,
 };
 use crate::{
     api::clickhouse::Engine,
-    destination::Error,
+    destination::{Error, foreign_shadow},
     name,
     report::Failure,
     table::{TableName, TableSchema},
@@ -241,7 +240,7 @@ async fn taken(at: &ClickHouse, table: &TableSchema, found: &mut Vec<Failure>) -
         let helper = TableName { schema: table.destination.schema.clone(), name: helper };
         let live = live::find(at, &helper).await?;
         if live.is_some_and(|live| live.mark.is_none_or(|mark| mark.mirror != at.brief.mirror_uid)) {
-            found.push(failure("ForeignShadow", foreign(&helper)));
+            found.push(failure("ForeignShadow", foreign_shadow(&helper)));
         }
     }
     Ok(())

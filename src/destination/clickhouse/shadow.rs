@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     api::clickhouse::{ClickHouseTable, Engine},
-    destination::{Boundary, Error, Plan},
+    destination::{Boundary, Error, Plan, foreign_shadow},
     table::{TableName, TableSchema},
 };
 
@@ -114,17 +114,12 @@ async fn create_one(at: &ClickHouse, fact: &Table, chunks: usize) -> Result<(), 
     if let Some(found) = live::find(at, &name).await?
         && found.mark.as_ref().is_none_or(|mark| mark.mirror != at.brief.mirror_uid)
     {
-        return Err(permanent("ForeignShadow", foreign(&name)));
+        return Err(permanent("ForeignShadow", foreign_shadow(&name)));
     }
     let codecs = live::codecs(at, &table.destination).await?;
     let mark = Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.number, generation: Some(fact.generation) };
     let sql = statement(&name, table, &at.options(table), &Own::of(&at.brief), &codecs, chunks, &mark);
     at.client()?.run(&sql, &format!("creating {name}")).await
-}
-
-/// Says that a name is taken.
-pub(super) fn foreign(name: &TableName) -> String {
-    format!("{name} exists at the destination and was not made by this mirror, which needs the name for its load: rename or drop it")
 }
 
 /// The statement that creates a shadow.

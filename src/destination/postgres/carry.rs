@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     brief::Brief,
-    destination::Error,
+    destination::{Error, carry_cast},
     postgres::{ident, qualified},
 };
 
@@ -299,15 +299,7 @@ async fn uncastable(tx: &Transaction<'_>, entry: &Entry, plan: &Plan) -> Result<
         }
         tx.batch_execute("ROLLBACK TO one_column").await.at("looking for the column")?;
     }
-    Ok(permanent(
-        "CarryCast",
-        format!(
-            "{}: the type of column {} has changed, and some of the old table's values do not fit. Nothing was swapped. Repair them in the old table, \
-             or resync with carry.softDeleted and carry.missing set to false",
-            entry.live,
-            culprits.join(", ")
-        ),
-    ))
+    Ok(permanent("CarryCast", carry_cast(&entry.live, &culprits)))
 }
 
 fn insert(brief: &Brief, plan: &Plan) -> String {

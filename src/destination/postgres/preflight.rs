@@ -7,15 +7,14 @@ use super::{
     error::{At, failure},
     ledger, live,
     session::Session,
-    shadow::foreign_shadow,
 };
 use crate::{
     brief::Brief,
-    destination::Error,
+    destination::{Error, foreign_shadow},
     name,
     postgres::{Connection, ident, qualified},
     report::Failure,
-    table::TableSchema,
+    table::{TableName, TableSchema},
 };
 
 /// The oldest version whose replication commands and catalogs are known to serve.
@@ -195,7 +194,7 @@ async fn taken(session: &Session<'_>, brief: &Brief, tables: &[TableSchema], led
         let ours = "SELECT EXISTS (SELECT FROM _mirror_operator.table WHERE mirror = $1::text::uuid AND $2 IN (relation, retired))";
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&brief.mirror_uid, &row.get::<_, u32>(2)];
         if !ledger || !session.client().query_one(ours, &parameters).await.at("reading the ledger")?.get::<_, bool>(0) {
-            found.push(failure("ForeignShadow", foreign_shadow(row.get(0), row.get(1))));
+            found.push(failure("ForeignShadow", foreign_shadow(&TableName { schema: row.get(0), name: row.get(1) })));
         }
     }
     Ok(())

@@ -9,10 +9,10 @@ use super::{
 };
 use crate::{
     brief::Brief,
-    destination::{Boundary, Error, Plan},
+    destination::{Boundary, Error, Plan, foreign_shadow},
     name,
     postgres::{ident, literal, qualified},
-    table::TableSchema,
+    table::{TableName, TableSchema},
 };
 
 /// Autovacuum would scan a table that grows by millions of rows a minute again and again, for nothing, and then stand in the way of the swap, which
@@ -118,15 +118,8 @@ async fn refuse_foreign(tx: &Transaction<'_>, tables: &[TableSchema]) -> Result<
                JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.name";
     match tx.query(sql, &[&schemas, &shadows]).await.at("looking for foreign tables")?.first() {
         None => Ok(()),
-        Some(row) => Err(permanent("ForeignShadow", foreign_shadow(row.get(0), row.get(1)))),
+        Some(row) => Err(permanent("ForeignShadow", foreign_shadow(&TableName { schema: row.get(0), name: row.get(1) }))),
     }
-}
-
-/// Says that a shadow's name is taken.
-pub(super) fn foreign_shadow(schema: &str, name: &str) -> String {
-    format!(
-        "{schema}.{name} exists at the destination and was not made by this mirror, which needs the name for its load: rename or drop it"
-    )
 }
 
 async fn create_schemas(tx: &Transaction<'_>, tables: &[TableSchema]) -> Result<(), Error> {
