@@ -40,8 +40,9 @@ async fn observe(peer: &Peer, context: &Context) -> Result<Observed, Error> {
     let name = check_name(peer);
     let Some(job) = context.job(&namespace, &name, &peer.uid().unwrap_or_default()).await? else { return Ok(Observed::default()) };
     let pods = context.pods_of_job(&namespace, &name).await?;
-    let ended = job.status.as_ref().and_then(|s| s.conditions.as_ref()).into_iter().flatten();
-    let ended = ended.filter(|c| c.status == "True" && matches!(c.type_.as_str(), "Complete" | "Failed")).count() > 0;
+    let ends = job.status.as_ref().and_then(|s| s.conditions.as_ref()).into_iter().flatten();
+    let mut ends = ends.filter(|c| c.status == "True" && matches!(c.type_.as_str(), "Complete" | "Failed"));
+    let ended = ends.next().map(|c| c.last_transition_time.as_ref().map_or_else(Timestamp::now, |t| t.0));
     Ok(Observed { check: Some(CheckFacts { ended, report: pods.words(&job).into_iter().next(), trouble: pods.trouble("check") }) })
 }
 

@@ -23,8 +23,8 @@ pub struct Observed {
 /// The check Job.
 #[derive(Clone, Debug, Default)]
 pub struct CheckFacts {
-    /// Whether it has ended, well or not.
-    pub ended: bool,
+    /// When it ended, well or not: the time that the status tells, so that seeing it again changes nothing.
+    pub ended: Option<Timestamp>,
     /// What it left.
     pub report: Option<PeerReport>,
     /// Why its pod does not run or left nothing.
@@ -90,19 +90,19 @@ pub fn plan(peer: &Peer, seen: &Observed, now: Timestamp) -> Plan {
         }
         return Plan { effects: vec![Effect::StartCheck], status, next_look: Some(Duration::from_secs(5)) };
     };
-    if !check.ended {
+    let Some(ended) = check.ended else {
         if let Some(why) = &check.trouble {
             condition::set(&mut status.conditions, "Ready", Verdict::Unknown, "CheckNotRunning", why, generation, now);
         }
         return Plan { effects, status, next_look: Some(Duration::from_secs(2)) };
-    }
+    };
     status.observed_generation = generation;
     status.type_ = Some(if peer.spec.clickhouse.is_some() { "ClickHouse" } else { "PostgreSQL" }.into());
     let (verdict, reason, message) = judge(check, &mut status);
     if ready.as_ref().is_none_or(|c| c.message != message || c.status != verdict.as_str()) {
         effects.push(Effect::Say(Notice { warning: verdict != Verdict::True, reason: reason.clone(), message: message.clone() }));
     }
-    status.checked_at = Some(Time(now));
+    status.checked_at = Some(Time(ended));
     condition::set(&mut status.conditions, "Ready", verdict, &reason, &message, generation, now);
     if verdict != Verdict::True {
         effects.push(Effect::RemoveCheck);
@@ -159,8 +159,9 @@ mod tests {
     }
 
     fn ended(problems: Vec<Failure>) -> Observed {
+        let ended = Some(Timestamp::from_second(1_000).unwrap());
         let report = PeerReport { server_version: "15.18".into(), system_identifier: "7".into(), problems };
-        Observed { check: Some(CheckFacts { ended: true, report: Some(report), trouble: None }) }
+        Observed { check: Some(CheckFacts { ended, report: Some(report), trouble: None }) }
     }
 
     #[test]
@@ -172,6 +173,9 @@ mod tests {
         assert!(condition::holds(&done.status.conditions, "Ready"));
         let rest = plan(&peer(1, Some(done.status.clone())), &Observed::default(), now);
         assert!(rest.effects.is_empty() && rest.next_look.is_none());
+        let later = Timestamp::from_second(1_600).unwrap();
+        let again = plan(&peer(1, Some(done.status.clone())), &ended(vec![]), later);
+        assert!(again.effects.is_empty() && again.status == done.status, "an ended check that is still there tells nothing new");
         let changed = plan(&peer(2, Some(done.status)), &Observed::default(), now);
         assert_eq!(changed.effects, [Effect::StartCheck]);
     }
