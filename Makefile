@@ -22,7 +22,7 @@ cluster := $(testbed)/cluster/cluster
 postgres := $(testbed)/postgres
 clickhouse := $(testbed)/clickhouse
 step := $(testbed)/step
-scripts := $(wildcard .ci/run bench/run demo/run demo/watch tests/chart/golden.sh) \
+scripts := $(wildcard .ci/run bench/run demo/run demo/watch demo/destination/*.sh tests/chart/golden.sh) \
   $(addprefix $(testbed)/,check-image cluster/cluster cluster/node clickhouse contract image install-chart pack postgres setup step)
 # The test suites, by what they need: database servers, a cluster, or neither.
 suites := $(basename $(notdir $(wildcard tests/*.rs) $(patsubst %/main.rs,%,$(wildcard tests/*/main.rs))))
@@ -57,7 +57,7 @@ check: setup helm ## formatting, lints, generated files, chart, scripts
 	else echo "==> lint skipped: Debian has no clippy for its new Rust; rustup has"; fi
 	@$(step) "generated files" cargo run --locked --quiet -- crds --check
 	@$(step) "chart" helm lint --strict charts/mirror-operator
-	@$(step) "scripts" shellcheck $(scripts)
+	@$(step) "scripts" shellcheck --external-sources $(scripts)
 
 .PHONY: unit
 unit: setup helm ## tests that need no servers, and the documentation's examples
@@ -112,13 +112,14 @@ bench: setup ## measure, against psql and pgcopydb in the same run
 	@bench/run
 
 .PHONY: demo
-demo: $(needs_cluster) ## a mirror and its resync, live in the terminal
+demo: $(needs_cluster) ## a mirror and its resync, live in the terminal (DESTINATION=clickhouse: to ClickHouse)
 	@$(on_node) demo/run
 
 # The demonstration checks what it shows.
 .PHONY: demo-tested
 demo-tested: $(needs_cluster)
 	@$(step) "demo" $(on_node) demo/run
+	@$(step) "demo, ClickHouse" $(on_node) env DESTINATION=clickhouse demo/run
 
 .PHONY: image
 image: setup ## build the operator's image, give it to the cluster, write its reference to target/image.ref

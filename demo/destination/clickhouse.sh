@@ -1,11 +1,11 @@
 # The destination of the demonstration is a ClickHouse server. Sourced by demo/run, as is every file beside this one: they define the same functions.
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2154,SC2034
 
 
 # ask USER PASSWORD SQL: the answer, tab-separated. The password is not on the command line, where all processes can read it.
 ask() {
   curl --silent --show-error --fail-with-body --noproxy '*' --config <(printf 'header = "X-ClickHouse-User: %s"\nheader = "X-ClickHouse-Key: %s"\n' "$1" "$2") \
-    --data-binary "$3" "$clickhouse_server/?database=$clickhouse_database&wait_end_of_query=1&output_format_decimal_trailing_zeros=1"
+    --data-binary "$3" "$clickhouse_server/?database=$clickhouse_database&wait_end_of_query=1"
 }
 there() { clickhouse_database=$destination_database ask "$clickhouse_user" "$clickhouse_password" "$1"; }
 superuser() { clickhouse_database=system ask "$clickhouse_user" "$clickhouse_password" "$1"; }
@@ -28,15 +28,23 @@ meet_destination() {
 }
 
 make_destination() {
-  destination_password=$(password) reader_password=$(password)
+  local user said
   superuser "DROP DATABASE IF EXISTS $destination_database SYNC"
   superuser "CREATE DATABASE $destination_database"
-  local user
-  for user in destination reader; do superuser "DROP USER IF EXISTS mirror_demo_$user"; done
-  superuser "CREATE USER mirror_demo_destination IDENTIFIED BY '$destination_password'"
-  superuser "CREATE USER mirror_demo_reader IDENTIFIED BY '$reader_password'"
-  superuser "GRANT SELECT, INSERT, CREATE TABLE, DROP TABLE, ALTER ON $destination_database.* TO mirror_demo_destination"
-  superuser "GRANT SELECT ON system.* TO mirror_demo_destination"
+  destination_user=mirror_demo_destination destination_password=$(password) reader_user=mirror_demo_reader reader_password=$(password)
+  for user in destination reader; do
+    superuser "DROP USER IF EXISTS mirror_demo_$user"
+    local key=${user}_password
+    said=$(superuser "CREATE USER mirror_demo_$user IDENTIFIED BY '${!key}'" 2>&1) && continue
+    # ACCESS_STORAGE_FOR_INSERTION_NOT_FOUND
+    [[ $said == *'Code: 514'* ]] || die "$said"
+    say "this server keeps no users beside those of its configuration: $clickhouse_user it is, for mirror and reader"
+    destination_user=$clickhouse_user destination_password=$clickhouse_password
+    reader_user=$clickhouse_user reader_password=$clickhouse_password
+    return
+  done
+  superuser "GRANT SELECT, INSERT, CREATE TABLE, DROP TABLE, ALTER ON $destination_database.* TO $destination_user"
+  superuser "GRANT SELECT ON system.* TO $destination_user"
 }
 
 clean_destination() {
@@ -56,7 +64,7 @@ spec:
     host: "$clickhouse_host"
     port: $clickhouse_port
     database: $destination_database
-    user: mirror_demo_destination
+    user: $destination_user
     passwordSecretRef: { name: shop-destination, key: password }
     tls: { mode: $([[ $clickhouse_scheme == https ]] && echo Require || echo Disable) }
 ---
@@ -71,10 +79,10 @@ read_on_and_on() {
   local read
   read=$(<demo/destination/clickhouse.sql)
   while :; do
-    clickhouse_database=$destination_database ask mirror_demo_reader "$reader_password" "$read" || echo "$read" >&2
+    clickhouse_database=$destination_database ask "$reader_user" "$reader_password" "$read" || echo "$read" >&2
   done
 }
-let_reader_read() { superuser "GRANT SELECT ON $destination_database.* TO mirror_demo_reader"; }
+let_reader_read() { [[ $reader_user == "$clickhouse_user" ]] || superuser "GRANT SELECT ON $destination_database.* TO $reader_user"; }
 
 # Of a table: number and order-independent checksum of the rows, over the source's columns; here, and at the source.
 digest_there() {

@@ -1,5 +1,5 @@
 # The destination of the demonstration is a PostgreSQL server. Sourced by demo/run, as is every file beside this one: they define the same functions.
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2154,SC2034
 
 deleted='_PEERDB_IS_DELETED' synced_at='_PEERDB_SYNCED_AT'
 

@@ -309,7 +309,8 @@ pub struct SwapStatus {
     /// When the new tables took the live names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Time>,
-    /// Milliseconds for which readers could have been blocked by the transaction that swapped.
+    /// Milliseconds for which readers could have been blocked by the transaction that swapped. At ClickHouse nobody is blocked: there it is the time in which
+    /// some tables were new and others old.
     pub lock_millis: i64,
     /// Attempts that gave way to readers.
     #[serde(default)]

@@ -182,7 +182,7 @@ impl Pass<'_> {
         let words = "Swapped; the mirror streams changes again.";
         self.close(&mut status, Phase::Running, Verdict::True, "Running", words);
         let epoch = status.epoch.unwrap_or_default();
-        let said = format!("{words} Epoch {epoch} is live; readers could have been blocked for {millis} ms.");
+        let said = format!("{words} Epoch {epoch} is live; the tables were swapped within {millis} ms.");
         effects.push(Effect::Say(Notice::normal("Running", said)));
         Plan { effects, status, next_look: Some(SOON) }
     }
@@ -196,10 +196,10 @@ impl Pass<'_> {
         Plan { effects: vec![Effect::Say(Notice::warning(&failure.reason, message))], status, next_look: Some(SOON) }
     }
 
-    /// Returns for how many milliseconds the swap could have blocked readers.
+    /// Returns how many milliseconds the swap took.
     fn note_swap(&self, status: &mut MirrorResyncStatus) -> i64 {
         let millis = status.swap.as_ref().map_or(0, |s| s.lock_millis);
-        self.finished(status, "Swapped", &format!("Readers could have been blocked for {millis} ms."));
+        self.finished(status, "Swapped", &format!("The tables were swapped within {millis} ms."));
         status.progress = Some("100%".into());
         millis
     }
