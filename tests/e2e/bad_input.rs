@@ -1,9 +1,9 @@
 //! Bad input gets a clear word before anything is changed.
 
-use mirror_operator::api::resync::Phase;
+use mirror_operator::api::{Mirror, resync::Phase};
 use serde_json::{Value, json};
 
-use crate::world::{World, judged, message};
+use crate::world::{LIMIT, World, judged, message};
 
 #[tokio::test]
 async fn a_peer_says_what_is_missing_and_what_cures_it() {
@@ -33,6 +33,7 @@ async fn a_peer_says_what_is_missing_and_what_cures_it() {
         assert_eq!(verdict, "False", "{name}: {said}");
         assert!(said.contains(words), "{name}: expected {words:?} in {said:?}");
         assert!(!said.contains("testbed"), "{name}: no secret in {said:?}");
+        world.warns(&[name], words).await;
     }
     world.source.batch_execute("DROP ROLE IF EXISTS plain; CREATE ROLE plain LOGIN PASSWORD 'plain'").await.unwrap();
     world.secret("plain", &[("password", "plain")]).await;
@@ -41,6 +42,34 @@ async fn a_peer_says_what_is_missing_and_what_cures_it() {
     assert!(verdict == "False" && said.contains("REPLICATION") && said.contains("ALTER ROLE"), "{said}");
     world.source.batch_execute("DROP ROLE plain").await.unwrap();
     world.end().await;
+}
+
+/// Names of Mirrors, their tables, and words of the refusal.
+fn refusals() -> Vec<(&'static str, Value, &'static str)> {
+    vec![
+        ("missing-table", json!([{ "source": "public.nothere" }]), "public.nothere"),
+        ("no-key", json!([{ "source": "public.nokey" }]), "REPLICA IDENTITY"),
+        ("a-view", json!([{ "source": "public.v" }]), "public.v"),
+        ("not-ours", json!([{ "source": "public.foreign_data" }]), "foreign_data"),
+        ("foreign-shadow", json!([{ "source": "public.shadowed" }]), "shadowed_resync"),
+        ("key-excluded", json!([{ "source": "public.good", "destination": "public.key-excluded", "excludeColumns": ["id"] }]), "id"),
+        (
+            "no-such-column",
+            json!([{ "source": "public.good", "destination": "public.no-such-column", "excludeColumns": ["nothere"] }]),
+            "nothere",
+        ),
+        (
+            "bad-type",
+            json!([{ "source": "public.good", "destination": "public.bad-type", "columns": [{ "source": "v", "type": "no_such_type" }] }]),
+            "no_such_type",
+        ),
+        (
+            "same-destination",
+            json!([{ "source": "public.good" }, { "source": "public.nokey", "destination": "public.good" }]),
+            "same destination",
+        ),
+        ("bad-peer", json!([{ "source": "public.good", "destination": "public.bad-peer" }]), "\"nobody\""),
+    ]
 }
 
 #[tokio::test]
@@ -64,30 +93,7 @@ async fn a_mirror_that_cannot_work_is_refused_before_anything_is_changed() {
         )
         .await
         .unwrap();
-    let refused = [
-        ("missing-table", json!([{ "source": "public.nothere" }]), "public.nothere"),
-        ("no-key", json!([{ "source": "public.nokey" }]), "REPLICA IDENTITY"),
-        ("a-view", json!([{ "source": "public.v" }]), "public.v"),
-        ("not-ours", json!([{ "source": "public.foreign_data" }]), "foreign_data"),
-        ("foreign-shadow", json!([{ "source": "public.shadowed" }]), "shadowed_resync"),
-        ("key-excluded", json!([{ "source": "public.good", "destination": "public.key-excluded", "excludeColumns": ["id"] }]), "id"),
-        (
-            "no-such-column",
-            json!([{ "source": "public.good", "destination": "public.no-such-column", "excludeColumns": ["nothere"] }]),
-            "nothere",
-        ),
-        (
-            "bad-type",
-            json!([{ "source": "public.good", "destination": "public.bad-type", "columns": [{ "source": "v", "type": "no_such_type" }] }]),
-            "no_such_type",
-        ),
-        (
-            "same-destination",
-            json!([{ "source": "public.good" }, { "source": "public.nokey", "destination": "public.good" }]),
-            "same destination",
-        ),
-        ("bad-peer", json!([{ "source": "public.good", "destination": "public.bad-peer" }]), "\"nobody\""),
-    ];
+    let refused = refusals();
     for (name, tables, _) in &refused {
         let mut more = json!({ "tables": tables });
         if *name == "bad-peer" {
@@ -96,28 +102,15 @@ async fn a_mirror_that_cannot_work_is_refused_before_anything_is_changed() {
         world.apply(world.mirror(name, &[], more)).await.expect("a Mirror");
     }
     for (name, _, words) in &refused {
-        let mirror = crate::world::until(&format!("{name} says {words:?}"), crate::world::LIMIT, || async {
-            let m: mirror_operator::api::Mirror = world.get(name).await;
-            let said = m
-                .status
-                .as_ref()
-                .and_then(|s| mirror_operator::api::condition::get(&s.conditions, "Ready"))
-                .map(|c| c.message.clone())
-                .unwrap_or_default();
-            if said.contains(words) { Ok(m) } else { Err(said) }
-        })
-        .await;
-        assert_eq!(mirror.status.unwrap().live_epoch, 0);
+        world.mirror_says(name, words, LIMIT).await;
+        world.warns(&[name, &format!("{name}-initial")], words).await;
+        let mirror: Mirror = world.get(name).await;
+        assert_eq!(mirror.status.unwrap().live_epoch, 0, "{name}");
     }
     assert_eq!(world.slots().await, Vec::<String>::new(), "no slot was made");
     assert_eq!(world.tables("public").await, ["foreign_data", "shadowed_resync"]);
-    let untouched: i64 = world
-        .destination
-        .query_one("SELECT (SELECT count(*) FROM foreign_data) + (SELECT count(*) FROM shadowed_resync)", &[])
-        .await
-        .unwrap()
-        .get(0);
-    assert_eq!(untouched, 2);
+    let rows = "SELECT (SELECT count(*) FROM foreign_data) + (SELECT count(*) FROM shadowed_resync)";
+    assert_eq!(world.destination.query_one(rows, &[]).await.unwrap().get::<_, i64>(0), 2);
     world.end().await;
 }
 

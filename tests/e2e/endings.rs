@@ -120,25 +120,6 @@ async fn a_cancelled_load_whose_source_locks_it_out_says_so_and_is_removed_once_
 }
 
 #[tokio::test]
-async fn a_resync_that_is_cancelled_while_its_slot_is_being_made_leaves_no_slot() {
-    let world = wide(World::alone("cancel-setup").await, 1_000).await;
-    let writer = crate::world::connect("SOURCE", world.database()).await;
-    writer.batch_execute("BEGIN; INSERT INTO small VALUES (1000)").await.unwrap();
-    world.apply(world.resync("doomed", "m", json!({}))).await.unwrap();
-    let waiting = world.says("doomed", "when transactions that were running have ended").await;
-    assert_eq!(waiting.status.unwrap().phase, Phase::Setup);
-    world.apply(world.resync("doomed", "m", json!({ "cancel": true }))).await.unwrap();
-    world.phase("doomed", Phase::Cancelled).await;
-    assert_eq!(world.slots().await, Vec::<String>::new());
-    assert_eq!(world.tables("public").await, ["small", "wide"]);
-    writer.batch_execute("COMMIT").await.unwrap();
-    world.apply(world.resync("cure", "m", json!({}))).await.unwrap();
-    world.phase("cure", Phase::Running).await;
-    equal(&world).await;
-    world.end().await;
-}
-
-#[tokio::test]
 async fn old_tables_are_kept_as_long_as_the_resync_says() {
     let world = wide(World::new("keep-old").await, 1_000).await;
     world.apply(world.resync("again", "m", json!({ "keepOld": "20s" }))).await.unwrap();

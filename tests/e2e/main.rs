@@ -6,12 +6,14 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod alone;
+mod away;
 mod bad_input;
 mod clickhouse;
 mod endings;
 mod failures;
+mod gate;
 mod life;
-mod release;
 mod rules;
 mod stream;
 mod visible;

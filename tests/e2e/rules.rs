@@ -1,5 +1,6 @@
 //! What `kubectl apply` refuses, in the API server's words: CEL rules and schemas.
 
+use mirror_operator::api::MirrorResync;
 use serde_json::{Value, json};
 
 use crate::world::World;
@@ -10,60 +11,61 @@ async fn refused(world: &World, manifest: Value, words: &str) {
 }
 
 #[tokio::test]
-async fn kubectl_apply_refuses_what_the_schema_can_know() {
-    let world = World::new("rules").await;
+async fn a_peer_that_makes_no_sense_is_refused() {
+    let world = World::new("peer-rules").await;
     let peer = |spec: Value| json!({ "kind": "Peer", "metadata": { "name": "p" }, "spec": spec });
-    refused(&world, peer(json!({ "roles": ["Source"] })), "exactly one kind of database").await;
     let server = json!({ "host": "h", "database": "d", "user": "u" });
-    refused(&world, peer(json!({ "roles": ["Destination"], "postgres": server, "clickhouse": server })), "exactly one kind of database")
-        .await;
-    refused(&world, peer(json!({ "roles": ["Source"], "clickhouse": server })), "only a PostgreSQL database").await;
-    refused(
-        &world,
-        peer(json!({ "roles": [], "postgres": { "host": "h", "database": "d", "user": "u" } })),
-        "should have at least 1 items",
-    )
-    .await;
-    refused(
-        &world,
-        peer(json!({ "roles": ["Source"], "postgres": { "host": "h", "database": "d", "user": "u", "port": 70000 } })),
-        "65535",
-    )
-    .await;
-    refused(
-        &world,
-        peer(json!({ "roles": ["Source", "Source"], "postgres": { "host": "h", "database": "d", "user": "u" } })),
-        "duplicate entries",
-    )
-    .await;
-    let tls = json!({ "mode": "Require", "caSecretRef": { "name": "ca", "key": "ca.crt" } });
-    refused(
-        &world,
-        peer(json!({ "roles": ["Source"], "postgres": { "host": "h", "database": "d", "user": "u", "tls": tls } })),
-        "VerifyCA or VerifyFull",
-    )
-    .await;
-    refused(
-        &world,
-        peer(json!({ "roles": ["Source"], "postgres": { "host": "h", "database": "d", "user": "u", "tls": { "mode": "Maybe" } } })),
-        "supported values",
-    )
-    .await;
+    let with = |more: Value| {
+        let mut server = server.clone();
+        server.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({ "roles": ["Source"], "postgres": server })
+    };
+    let table = [
+        (json!({ "roles": ["Source"] }), "exactly one kind of database"),
+        (json!({ "roles": ["Destination"], "postgres": server, "clickhouse": server }), "exactly one kind of database"),
+        (json!({ "roles": ["Source"], "clickhouse": server }), "only a PostgreSQL database"),
+        (json!({ "roles": [], "postgres": server }), "should have at least 1 items"),
+        (json!({ "roles": ["Source", "Source"], "postgres": server }), "duplicate entries"),
+        (with(json!({ "port": 70000 })), "65535"),
+        (with(json!({ "tls": { "mode": "Require", "caSecretRef": { "name": "ca", "key": "ca.crt" } } })), "VerifyCA or VerifyFull"),
+        (with(json!({ "tls": { "mode": "Maybe" } })), "supported values"),
+    ];
+    for (spec, words) in table {
+        refused(&world, peer(spec), words).await;
+    }
+    world.end().await;
+}
 
+#[tokio::test]
+async fn a_mirror_that_makes_no_sense_is_refused_and_so_is_another_peer_for_it() {
+    let world = World::new("mirror-rules").await;
     let mirror = |more: Value| world.mirror("m", &["public.t"], more);
-    refused(&world, mirror(json!({ "destination": { "peer": "source" } })), "must be different Peers").await;
-    refused(&world, mirror(json!({ "tables": [] })), "should have at least 1 items").await;
-    refused(&world, mirror(json!({ "tables": [{ "source": "nodot" }] })), "should match").await;
-    refused(&world, mirror(json!({ "tables": [{ "source": "a.b" }, { "source": "a.b" }] })), "duplicate").await;
-    refused(&world, mirror(json!({ "softDelete": { "column": "x" }, "syncedAtColumn": "x" })), "must differ").await;
-    refused(&world, mirror(json!({ "snapshot": { "chunkSize": "much" } })), "should match").await;
-    refused(&world, mirror(json!({ "replication": { "batchInterval": "soon" } })), "should match").await;
-    refused(&world, world.mirror(&"m".repeat(37), &["public.t"], json!({})), "36 characters").await;
+    let table = [
+        (mirror(json!({ "destination": { "peer": "source" } })), "must be different Peers"),
+        (mirror(json!({ "tables": [] })), "should have at least 1 items"),
+        (mirror(json!({ "tables": [{ "source": "nodot" }] })), "should match"),
+        (mirror(json!({ "tables": [{ "source": "a.b" }, { "source": "a.b" }] })), "duplicate"),
+        (mirror(json!({ "softDelete": { "column": "x" }, "syncedAtColumn": "x" })), "must differ"),
+        (mirror(json!({ "snapshot": { "chunkSize": "much" } })), "should match"),
+        (mirror(json!({ "snapshot": { "chunkSize": "0" } })), "should match"),
+        (mirror(json!({ "replication": { "batchInterval": "soon" } })), "should match"),
+        (world.mirror(&"m".repeat(37), &["public.t"], json!({})), "36 characters"),
+        (world.mirror("1m", &["public.t"], json!({})), "begin with a letter"),
+        (world.mirror("a.b", &["public.t"], json!({})), "hold no dot"),
+    ];
+    for (manifest, words) in table {
+        refused(&world, manifest, words).await;
+    }
+    world.apply(mirror(json!({ "suspend": true }))).await.expect("a Mirror");
+    refused(&world, mirror(json!({ "source": { "peer": "elsewhere" } })), "source.peer cannot be changed").await;
+    refused(&world, mirror(json!({ "destination": { "peer": "elsewhere" } })), "destination.peer cannot be changed").await;
+    world.end().await;
+}
 
-    refused(&world, world.mirror("1m", &["public.t"], json!({})), "begin with a letter").await;
-    refused(&world, world.mirror("a.b", &["public.t"], json!({})), "hold no dot").await;
+#[tokio::test]
+async fn a_resync_is_fixed_but_for_its_parallelism_and_its_approval() {
+    let world = World::new("resync-rules").await;
     refused(&world, world.resync("r.1", "m", json!({})), "may not hold a dot").await;
-    refused(&world, mirror(json!({ "snapshot": { "chunkSize": "0" } })), "should match").await;
     refused(&world, world.resync(&"r".repeat(49), "m", json!({})), "48 characters").await;
     refused(&world, world.resync("r", "m", json!({ "handover": "Sideways" })), "supported values").await;
     world.apply(world.resync("r", "nobody", json!({ "cancel": true }))).await.expect("a resync");
@@ -75,28 +77,26 @@ async fn kubectl_apply_refuses_what_the_schema_can_know() {
         snapshot.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         world.resync("fixed", "nobody", json!({ "snapshot": snapshot, "keepOld": "1h" }))
     };
+    let with = |field: &str, value: Value| {
+        let mut changed = sized(json!({}));
+        changed["spec"][field] = value;
+        changed
+    };
     world.apply(sized(json!({}))).await.expect("a resync");
     world.apply(sized(json!({ "maxParallelWorkers": 3 }))).await.expect("its parallelism");
-    let mut approved = sized(json!({}));
-    approved["spec"]["swap"] = json!({ "approval": "Manual", "approved": true });
-    world.apply(approved).await.expect("its approval");
+    world.apply(with("swap", json!({ "approval": "Manual", "approved": true }))).await.expect("its approval");
     for more in [json!({ "chunkSize": "2Mi" }), json!({ "partitionSize": "64Mi" }), json!({ "maxBytesPerSecond": "1Mi" })] {
         refused(&world, sized(more), "only maxParallelWorkers can be changed").await;
     }
-    for (field, value) in [("carry", json!({ "missing": false })), ("keepOld", json!("2h"))] {
-        let mut changed = sized(json!({}));
-        changed["spec"][field] = value;
-        refused(&world, changed, "carry and keepOld cannot be changed").await;
+    let table = [
+        (with("carry", json!({ "missing": false })), "carry and keepOld cannot be changed"),
+        (with("keepOld", json!("2h")), "carry and keepOld cannot be changed"),
+        (with("swap", json!({ "oldSnapshotWait": "1s" })), "swap.onOldSnapshot cannot be changed"),
+        (with("swap", json!({ "onOldSnapshot": "Fail" })), "swap.onOldSnapshot cannot be changed"),
+    ];
+    for (manifest, words) in table {
+        refused(&world, manifest, words).await;
     }
-    for swap in [json!({ "oldSnapshotWait": "1s" }), json!({ "onOldSnapshot": "Fail" })] {
-        let mut changed = sized(json!({}));
-        changed["spec"]["swap"] = swap;
-        refused(&world, changed, "swap.onOldSnapshot cannot be changed").await;
-    }
-
-    world.apply(mirror(json!({ "suspend": true }))).await.expect("a Mirror");
-    refused(&world, mirror(json!({ "source": { "peer": "elsewhere" } })), "source.peer cannot be changed").await;
-    refused(&world, mirror(json!({ "destination": { "peer": "elsewhere" } })), "destination.peer cannot be changed").await;
     world.end().await;
 }
 
@@ -106,14 +106,7 @@ async fn a_resync_of_a_missing_mirror_waits_says_so_and_can_be_deleted() {
     world.apply(world.resync("lost", "nobody", json!({}))).await.expect("a resync");
     world.says("lost", "does not exist").await;
     world.event("lost", "MirrorMissing").await;
-    let api = world.api::<mirror_operator::api::MirrorResync>();
-    api.delete("lost", &Default::default()).await.expect("deleted");
-    crate::world::until("it is gone", crate::world::LIMIT, || async {
-        match api.get_opt("lost").await {
-            Ok(None) => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
+    world.api::<MirrorResync>().delete("lost", &Default::default()).await.expect("deleted");
+    world.gone::<MirrorResync>("lost").await;
     world.end().await;
 }

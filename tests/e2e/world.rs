@@ -277,6 +277,17 @@ impl World {
         .await;
     }
 
+    /// Awaits a warning Event about one of these objects that says `words`.
+    pub async fn warns(&self, names: &[&str], words: &str) {
+        until(&format!("an Event about {names:?} says {words:?}"), Duration::from_secs(20), || async {
+            let events = self.api::<Event>().list(&ListParams::default().fields("type=Warning")).await.map_err(|e| e.to_string())?;
+            let about = |e: &&Event| e.involved_object.name.as_deref().is_some_and(|n| names.contains(&n));
+            let said: Vec<String> = events.iter().filter(about).filter_map(|e| e.message.clone()).collect();
+            if said.iter().any(|s| s.contains(words)) { Ok(()) } else { Err(format!("{said:?}")) }
+        })
+        .await;
+    }
+
     /// Awaits that a table reads the same on both sides: number of rows and an order-independent checksum of the given columns.
     pub async fn equal(&self, table: &str, columns: &str) {
         let source = format!("SELECT count(*), coalesce(sum(hashtextextended(ROW({columns})::text, 0)::numeric), 0)::text FROM {table}");

@@ -1,0 +1,57 @@
+//! The one operator: killed, and counted.
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams},
+};
+use mirror_operator::api::resync::Phase;
+use serde_json::json;
+
+use crate::{
+    failures::{equal, loading, slow, wide},
+    visible::{one_table, operator},
+    world::World,
+};
+
+#[tokio::test]
+async fn a_killed_operator_goes_on_where_it_stood() {
+    let world = wide(World::alone("operator-kill").await, 60_000).await;
+    world.apply(world.resync("again", "m", slow())).await.unwrap();
+    loading(&world, "again").await;
+    let pods: Api<Pod> = Api::all(world.client.clone());
+    let operators = pods
+        .list(&ListParams::default().labels("app.kubernetes.io/name=mirror-operator,app.kubernetes.io/component=operator"))
+        .await
+        .unwrap();
+    assert!(!operators.items.is_empty(), "the operator's pod bears its labels");
+    for pod in operators {
+        let api: Api<Pod> = Api::namespaced(world.client.clone(), &pod.namespace().unwrap());
+        api.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await.unwrap();
+    }
+    world.phase("again", Phase::Running).await;
+    equal(&world).await;
+    world.end().await;
+}
+
+/// Writes so far, beside Events, and all of them in words.
+async fn writes(world: &World) -> (u64, String) {
+    let metrics = operator(world, "/metrics").await;
+    let lines: Vec<&str> = metrics.lines().filter(|l| l.starts_with("mirror_operator_api_writes_total")).collect();
+    let counted = lines.iter().filter(|l| !l.contains("\"Event\"")).filter_map(|l| l.rsplit(' ').next()?.parse::<u64>().ok()).sum();
+    (counted, lines.join("\n"))
+}
+
+#[tokio::test]
+async fn a_resync_costs_the_api_server_few_writes() {
+    let world = one_table(World::alone("writes").await).await;
+    world.apply(world.mirror("m", &["public.t"], json!({}))).await.unwrap();
+    world.ready("m").await;
+    let (before, were) = writes(&world).await;
+    world.apply(world.resync("again", "m", json!({}))).await.unwrap();
+    world.phase("again", Phase::Running).await;
+    world.ready("m").await;
+    let (after, are) = writes(&world).await;
+    assert!(after - before <= 20, "{} writes.\nBefore:\n{were}\nAfter:\n{are}", after - before);
+    world.end().await;
+}
