@@ -96,18 +96,26 @@ pub fn plan(peer: &Peer, seen: &Observed, now: Timestamp) -> Plan {
         }
         return Plan { effects, status, next_look: Some(Duration::from_secs(2)) };
     };
-    status.observed_generation = generation;
-    status.type_ = Some(if peer.spec.clickhouse.is_some() { "ClickHouse" } else { "PostgreSQL" }.into());
-    let (verdict, reason, message) = judge(check, &mut status);
-    if ready.as_ref().is_none_or(|c| c.message != message || c.status != verdict.as_str()) {
-        effects.push(Effect::Say(Notice { warning: verdict != Verdict::True, reason: reason.clone(), message: message.clone() }));
+    // Once is enough: the pod, and with it what the check has said, may be gone before the Job is.
+    if !checked || status.checked_at != Some(Time(ended)) {
+        effects.extend(take_down(peer, check, &mut status, now));
+        status.checked_at = Some(Time(ended));
     }
-    status.checked_at = Some(Time(ended));
-    condition::set(&mut status.conditions, "Ready", verdict, &reason, &message, generation, now);
-    if verdict != Verdict::True {
+    let ready = condition::holds(&status.conditions, "Ready");
+    if !ready {
         effects.push(Effect::RemoveCheck);
     }
-    Plan { effects, status, next_look: (verdict != Verdict::True).then_some(RECHECK) }
+    Plan { effects, status, next_look: (!ready).then_some(RECHECK) }
+}
+
+/// Writes down what an ended check has said. It is told unless it was already.
+fn take_down(peer: &Peer, check: &CheckFacts, status: &mut PeerStatus, now: Timestamp) -> Option<Effect> {
+    status.observed_generation = peer.metadata.generation;
+    status.type_ = Some(if peer.spec.clickhouse.is_some() { "ClickHouse" } else { "PostgreSQL" }.into());
+    let (verdict, reason, message) = judge(check, status);
+    let known = condition::get(&status.conditions, "Ready").is_some_and(|c| c.message == message && c.status == verdict.as_str());
+    condition::set(&mut status.conditions, "Ready", verdict, &reason, &message, peer.metadata.generation, now);
+    (!known).then(|| Effect::Say(Notice { warning: verdict != Verdict::True, reason, message }))
 }
 
 /// How long until a check is due: at once for a new generation, after a while if the last one failed, never if it went well.
@@ -176,6 +184,10 @@ mod tests {
         let later = Timestamp::from_second(1_600).unwrap();
         let again = plan(&peer(1, Some(done.status.clone())), &ended(vec![]), later);
         assert!(again.effects.is_empty() && again.status == done.status, "an ended check that is still there tells nothing new");
+        let mut dumb = ended(vec![]);
+        dumb.check.as_mut().unwrap().report = None;
+        let gone = plan(&peer(1, Some(done.status.clone())), &dumb, later);
+        assert!(gone.effects.is_empty() && gone.status == done.status, "nor does one whose pod is gone");
         let changed = plan(&peer(2, Some(done.status)), &Observed::default(), now);
         assert_eq!(changed.effects, [Effect::StartCheck]);
     }
