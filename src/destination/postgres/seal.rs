@@ -8,6 +8,7 @@ use super::{
     ledger::{Built, remark},
     live,
     session::{Session, claim, commit, fence, gone},
+    shadow::own_columns,
 };
 use crate::{
     brief::Brief,
@@ -79,6 +80,9 @@ struct Shadow {
 async fn build(tx: &Transaction<'_>, brief: &Brief, table: &TableSchema, shadow: &Shadow) -> Result<(), Error> {
     let doing = format!("sealing {}", table.destination);
     tx.batch_execute(MEMORY).await.at(&doing)?;
+    if let Some(columns) = own_columns(&shadow.sql, brief) {
+        tx.batch_execute(&columns).await.at(&doing)?;
+    }
     let old = match live::find(tx, brief, &table.destination).await? {
         Some(live) if live.kind == "r" => old_indexes(tx, live.oid, &table.destination).await?,
         _ => Vec::new(),

@@ -136,23 +136,30 @@ async fn create_schemas(tx: &Transaction<'_>, tables: &[TableSchema]) -> Result<
     Ok(())
 }
 
-/// The statement that creates a shadow, without key.
-pub(super) fn create_table(table: &TableSchema, brief: &Brief) -> String {
-    let mut columns: Vec<String> = Vec::with_capacity(table.columns.len() + 2);
+/// The statement that creates a shadow, without key and without the [columns of its own](own_columns).
+fn create_table(table: &TableSchema, brief: &Brief) -> String {
+    let mut columns: Vec<String> = Vec::with_capacity(table.columns.len());
     for column in &table.columns {
         let generated = column.generated.as_ref().map(|e| format!(" GENERATED ALWAYS AS ({e}) STORED")).unwrap_or_default();
         let not_null = if column.not_null { " NOT NULL" } else { "" };
         columns.push(format!("{} {}{generated}{not_null}", ident(&column.destination), column.destination_type));
     }
-    if brief.soft_delete.enabled {
-        columns.push(format!("{} boolean NOT NULL DEFAULT false", ident(&brief.soft_delete.column)));
-    }
-    if !brief.synced_at_column.is_empty() {
-        columns.push(format!("{} timestamptz NOT NULL DEFAULT now()", ident(&brief.synced_at_column)));
-    }
     let shadow = qualified(&table.destination.schema, &name::shadow(&table.destination.name));
     let mark = literal(&format!("Being loaded by mirror {}/{}, resync {}", brief.namespace, brief.mirror, brief.resync));
     format!("CREATE TABLE {shadow} ({}) WITH ({WHILE_LOADING}); COMMENT ON TABLE {shadow} IS {mark};", columns.join(", "))
+}
+
+/// The statement that adds the columns that say whether a row is deleted and when it was written; `None` if there are none. A column that is added with a
+/// default takes no room in the rows that are there (PostgreSQL docs, "Modifying Tables"), so this is done once they are: a load writes that much less.
+pub(super) fn own_columns(shadow: &str, brief: &Brief) -> Option<String> {
+    let mut columns = Vec::new();
+    if brief.soft_delete.enabled {
+        columns.push(format!("ADD COLUMN IF NOT EXISTS {} boolean NOT NULL DEFAULT false", ident(&brief.soft_delete.column)));
+    }
+    if !brief.synced_at_column.is_empty() {
+        columns.push(format!("ADD COLUMN IF NOT EXISTS {} timestamptz NOT NULL DEFAULT now()", ident(&brief.synced_at_column)));
+    }
+    (!columns.is_empty()).then(|| format!("ALTER TABLE {shadow} {}", columns.join(", ")))
 }
 
 async fn record_tables(tx: &Transaction<'_>, brief: &Brief, boundary: Boundary, tables: &[TableSchema]) -> Result<(), Error> {

@@ -1,5 +1,7 @@
 //! The one operator: killed, and counted.
 
+use std::time::Instant;
+
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt,
@@ -48,10 +50,13 @@ async fn a_resync_costs_the_api_server_few_writes() {
     world.apply(world.mirror("m", &["public.t"], json!({}))).await.unwrap();
     world.ready("m").await;
     let (before, were) = writes(&world).await;
+    let begun = Instant::now();
     world.apply(world.resync("again", "m", json!({}))).await.unwrap();
     world.phase("again", Phase::Running).await;
     world.ready("m").await;
     let (after, are) = writes(&world).await;
-    assert!(after - before <= 20, "{} writes.\nBefore:\n{were}\nAfter:\n{are}", after - before);
+    // Progress is told for as long as it takes.
+    let most = 20 + begun.elapsed().as_secs() / 5;
+    assert!(after - before <= most, "{} writes in {:?}.\nBefore:\n{were}\nAfter:\n{are}", after - before, begun.elapsed());
     world.end().await;
 }
