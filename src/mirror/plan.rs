@@ -66,12 +66,16 @@ pub fn plan(mirror: &Mirror, seen: &Observed, now: Timestamp) -> Plan {
 
 /// Causes as sentences, with the one cure that they have in common.
 fn cured(causes: &[String]) -> String {
-    let cure = "pply a MirrorResync";
-    let plain = |cause: &String| {
-        cause.split(cure).next().unwrap_or_default().trim_end_matches(['A', 'a']).trim_end_matches([' ', '.', ',', ';']).to_string()
+    format!("{} Apply a MirrorResync.", plain(causes))
+}
+
+/// Causes as sentences, without that cure.
+fn plain(causes: &[String]) -> String {
+    let cause = |cause: &String| {
+        let words = cause.split("pply a MirrorResync").next().unwrap_or_default();
+        words.trim_end_matches(['A', 'a']).trim_end_matches([' ', '.', ',', ';']).to_string()
     };
-    let sentences: Vec<String> = causes.iter().map(plain).collect();
-    format!("{}. A{cure}.", sentences.join(". "))
+    format!("{}.", causes.iter().map(cause).collect::<Vec<_>>().join(". "))
 }
 
 impl Pass<'_> {
@@ -227,9 +231,8 @@ impl Pass<'_> {
 
     fn describe(&self, status: &mut MirrorStatus, effects: &mut Vec<Effect>) {
         self.numbers(status);
-        self.slot(status);
-        self.schema(status);
         if let Some(active) = status.active_resync.clone() {
+            // What is wrong with the old stream, and that its slot is gone by now, is what the resync is for.
             let resync = self.seen.resyncs.iter().find(|r| r.uid == active.uid);
             status.phase = match resync.map(|r| r.phase) {
                 Some(Phase::Snapshot | Phase::Swap) => MirrorPhase::Snapshot,
@@ -241,6 +244,8 @@ impl Pass<'_> {
             self.ready(status, effects, Verdict::False, "Resyncing", &format!("MirrorResync {} is active.{words}", active.name));
             return;
         }
+        self.slot(status);
+        self.schema(status);
         if status.live_epoch == 0 {
             status.phase = if status.epoch == 0 { MirrorPhase::Pending } else { MirrorPhase::Failed };
             let last = self.seen.resyncs.iter().rev().find(|r| r.phase == Phase::Failed);
@@ -272,10 +277,11 @@ impl Pass<'_> {
         };
         let stream = report.stream.clone().unwrap_or_default();
         if let Some(lost) = &stream.slot_lost {
-            return (Failed, Verdict::False, "SlotLost", cured(std::slice::from_ref(lost)));
+            return (Failed, Verdict::False, "SlotLost", self.healed(lost));
         }
         if let Some(failure) = &report.failure {
-            return (Running, Verdict::False, "StreamFailing", format!("{}: {} Trying again.", failure.reason, failure.message));
+            let again = if failure.permanent { "" } else { " Trying again." };
+            return (Running, Verdict::False, "StreamFailing", format!("{}: {}{again}", failure.reason, failure.message));
         }
         if let Some(parked) = report.tables.iter().find_map(|t| t.parked.as_ref()) {
             return (Running, Verdict::False, "TableParked", parked.clone());
@@ -284,6 +290,14 @@ impl Pass<'_> {
             return (Running, Verdict::Unknown, "Connecting", "The change stream is being connected.".into());
         }
         (Running, Verdict::True, "Streaming", "Changes are streamed.".into())
+    }
+
+    /// That the slot is lost, and who does something about it.
+    fn healed(&self, lost: &String) -> String {
+        match self.mirror.spec.resync_policy.on_slot_lost {
+            OnSlotLost::Automatic => format!("{} resyncPolicy.onSlotLost has a MirrorResync made.", plain(std::slice::from_ref(lost))),
+            OnSlotLost::Manual => cured(std::slice::from_ref(lost)),
+        }
     }
 
     fn numbers(&self, status: &mut MirrorStatus) {
@@ -342,7 +356,12 @@ impl Pass<'_> {
         }
         if let Some(report) = self.stream_report(status) {
             causes.extend(report.tables.iter().filter_map(|t| t.parked.clone()));
-            causes.extend(report.stream.as_ref().and_then(|s| s.slot_lost.clone()));
+            if let Some(lost) = report.stream.as_ref().and_then(|s| s.slot_lost.as_ref()) {
+                if causes.is_empty() {
+                    return self.set(status, "ResyncRequired", Verdict::True, "Required", &self.healed(lost));
+                }
+                causes.push(lost.clone());
+            }
         }
         if status.stream_dropped {
             causes.push("The change stream was dropped by a resync that did not finish.".into());

@@ -208,9 +208,24 @@ fn a_lost_slot_starts_a_resync_only_if_the_policy_says_so() {
     let (mut m, mut facts) = live();
     facts.report.as_mut().unwrap().stream.as_mut().unwrap().slot_lost = Some("gone".into());
     let creates = |plan: &Plan| plan.effects.iter().any(|e| matches!(e, Effect::CreateResync { .. }));
-    assert!(!creates(&plan(&m, &facts, now())));
+    let words = |plan: &Plan, kind: &str| condition::get(&plan.status.conditions, kind).unwrap().message.clone();
+    let asked = plan(&m, &facts, now());
+    assert!(!creates(&asked) && words(&asked, "ResyncRequired") == "gone. Apply a MirrorResync.", "{asked:?}");
     m.spec.resync_policy.on_slot_lost = crate::api::mirror::OnSlotLost::Automatic;
-    assert!(creates(&plan(&m, &facts, now())));
+    let automatic = plan(&m, &facts, now());
+    assert!(creates(&automatic) && words(&automatic, "ResyncRequired").starts_with("gone. resyncPolicy"), "{automatic:?}");
+}
+
+#[test]
+fn an_old_stream_whose_slot_its_resync_has_dropped_raises_no_alarm() {
+    let (m, mut facts) = live();
+    let mut m = Mirror { status: Some(plan(&m, &facts, now()).status), ..m };
+    facts.resyncs = vec![waiting("again")];
+    m.status = Some(plan(&m, &facts, now()).status);
+    assert!(m.status.as_ref().unwrap().active_resync.is_some());
+    facts.report.as_mut().unwrap().stream.as_mut().unwrap().slot_lost = Some("gone".into());
+    let during = plan(&m, &facts, now());
+    assert_eq!((said(&during, "SlotHealthy").0, said(&during, "ResyncRequired").0), ("True".into(), "False".into()));
 }
 
 #[test]

@@ -7,13 +7,13 @@ use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ListParams},
 };
-use mirror_operator::api::resync::Phase;
+use mirror_operator::api::{MirrorResync, resync::Phase};
 use serde_json::json;
 
 use crate::{
     failures::{equal, loading, slow, wide},
     visible::{one_table, operator},
-    world::World,
+    world::{LIMIT, World, until},
 };
 
 #[tokio::test]
@@ -44,16 +44,27 @@ async fn writes(world: &World) -> (u64, String) {
     (counted, lines.join("\n"))
 }
 
+/// Awaits that the operator has no more to do for a resync that has ended.
+async fn done_with(world: &World, resync: &str) {
+    until(&format!("the finalizer of {resync} is taken off"), LIMIT, || async {
+        let r: MirrorResync = world.get(resync).await;
+        if r.finalizers().is_empty() { Ok(()) } else { Err(format!("{:?}", r.finalizers())) }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_resync_costs_the_api_server_few_writes() {
     let world = one_table(World::alone("writes").await).await;
     world.apply(world.mirror("m", &["public.t"], json!({}))).await.unwrap();
     world.ready("m").await;
+    done_with(&world, "m-initial").await;
     let (before, were) = writes(&world).await;
     let begun = Instant::now();
     world.apply(world.resync("again", "m", json!({}))).await.unwrap();
     world.phase("again", Phase::Running).await;
     world.ready("m").await;
+    done_with(&world, "again").await;
     let (after, are) = writes(&world).await;
     // Progress is told for as long as it takes.
     let most = 20 + begun.elapsed().as_secs() / 5;
