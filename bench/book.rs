@@ -44,6 +44,11 @@ impl Book {
         Self { path: path.into(), figures }
     }
 
+    /// A figure that was put.
+    pub fn value(&self, name: &str) -> Option<f64> {
+        self.figures.iter().find(|f| f.name == name).map(|f| f.value)
+    }
+
     /// Prints a figure and keeps it, in place of an older one.
     pub fn put(&mut self, name: &str, value: f64, unit: &str, target: Target) {
         let ok = match target {

@@ -5,6 +5,7 @@ use std::{
     time::Instant,
 };
 
+use mirror_operator::brief::DestinationPeer;
 use serde_json::json;
 use tokio_postgres::Client;
 
@@ -140,7 +141,7 @@ impl Track<'_> {
         let epoch = Epoch::new(
             self.common,
             &self.database,
-            DESTINATION,
+            DestinationPeer::Postgres(self.common.destination.connection(DESTINATION)),
             json!({ "maxParallelWorkers": self.streams, "partitionSize": partition.to_string() }),
         );
         let pipeline = epoch.pipeline();

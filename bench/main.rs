@@ -1,6 +1,7 @@
 //! The benchmarks, run by `bench/run`. README.md says what is measured and how.
 
 mod book;
+mod clickhouse;
 mod cluster;
 mod load;
 mod mirror;
@@ -46,6 +47,23 @@ enum Part {
         #[arg(long, default_value_t = 5_000_000)]
         rows: u64,
         /// How often the changes are measured.
+        #[arg(long, default_value_t = 3)]
+        rounds: u64,
+    },
+    /// Loads and the change stream to ClickHouse.
+    Clickhouse {
+        #[command(flatten)]
+        common: Common,
+        /// Superuser's URL of the ClickHouse server.
+        #[arg(long)]
+        clickhouse: clickhouse::ClickHouse,
+        /// Rows of the table.
+        #[arg(long, default_value_t = 5_000_000)]
+        rows: u64,
+        /// Streams at the same time.
+        #[arg(long, value_delimiter = ',', default_value = "1,2,4")]
+        streams: Vec<u32>,
+        /// How often each is measured.
         #[arg(long, default_value_t = 3)]
         rounds: u64,
     },
@@ -96,6 +114,9 @@ async fn run(part: Part) {
     match part {
         Part::Load { common, rows, streams, rounds } => load::run(&mut Book::open(&common.json), &common, &rows, &streams, rounds).await,
         Part::Stream { common, rows, rounds } => stream::run(&mut Book::open(&common.json), &common, rows, rounds).await,
+        Part::Clickhouse { common, clickhouse, rows, streams, rounds } => {
+            clickhouse::run(&mut Book::open(&common.json), &common, &clickhouse, rows, &streams, rounds).await;
+        }
         Part::Cluster { common, rows, rounds } => cluster::run(&mut Book::open(&common.json), &common, rows, rounds).await,
         Part::PassThrough(stream) => pass_through::run(&stream).await,
     }

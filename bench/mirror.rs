@@ -7,7 +7,7 @@ use std::{
 };
 
 use mirror_operator::{
-    api::resync::OnOldSnapshot,
+    api::{mirror::SoftDelete, resync::OnOldSnapshot},
     brief::{Brief, DestinationPeer},
 };
 use serde_json::json;
@@ -31,7 +31,11 @@ pub struct Epoch {
 
 impl Epoch {
     /// Writes its brief. `more` is the Mirror's `snapshot`.
-    pub fn new(common: &Common, source: &str, destination: &str, more: serde_json::Value) -> Self {
+    pub fn new(common: &Common, source: &str, destination: DestinationPeer, more: serde_json::Value) -> Self {
+        let own = |what: &str| format!("own_{what}");
+        // At ClickHouse a schema is a database.
+        let schema = if let DestinationPeer::ClickHouse(peer) = &destination { peer.at.database.clone() } else { "public".into() };
+        let table = json!({ "source": "public.firenibble", "destination": format!("{schema}.firenibble") });
         let brief = Brief {
             namespace: "bench".into(),
             mirror: "bench".into(),
@@ -42,11 +46,11 @@ impl Epoch {
             resync_uid: UID.replace('b', "c"),
             pipeline_url: "http://127.0.0.1:8080".into(),
             source: common.source.connection(source),
-            destination: DestinationPeer::Postgres(common.destination.connection(destination)),
+            destination,
             publication: None,
-            tables: serde_json::from_value(json!([{ "source": "public.firenibble" }])).expect("a table"),
-            soft_delete: Default::default(),
-            synced_at_column: "_PEERDB_SYNCED_AT".into(),
+            tables: serde_json::from_value(json!([table])).expect("a table"),
+            soft_delete: SoftDelete { column: own("deleted"), ..SoftDelete::default() },
+            synced_at_column: own("synced_at"),
             snapshot: serde_json::from_value(more).expect("a snapshot"),
             replication: Default::default(),
             carry: Default::default(),
@@ -93,12 +97,17 @@ pub async fn planned(ledger: &Client) -> u32 {
         ask(ledger, there).await == "t" && ask(ledger, "SELECT count(*) FROM _mirror_operator.epoch WHERE generation > 0").await == "1"
     })
     .await;
+    offered().await;
+    ask(ledger, "SELECT partitions FROM _mirror_operator.epoch").await.parse().expect("a number")
+}
+
+/// Awaits that workers can have the snapshot.
+pub async fn offered() {
     let http = reqwest::Client::builder().no_proxy().build().expect("a client");
     until("the snapshot is offered", LIMIT, async || {
         http.get("http://127.0.0.1:8080/snapshot").send().await.is_ok_and(|answer| answer.status().is_success())
     })
     .await;
-    ask(ledger, "SELECT partitions FROM _mirror_operator.epoch").await.parse().expect("a number")
 }
 
 /// Awaits that the checkpoint reaches a position of the source.

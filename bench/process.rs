@@ -94,7 +94,10 @@ fn look(peaks: &mut BTreeMap<String, f64>) {
     for id in processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
         let Ok(command) = fs::read_to_string(format!("/proc/{id}/cmdline")) else { continue };
         let mut words = command.split('\0');
-        let (Some("/mirror-operator"), Some(part)) = (words.next(), words.next()) else { continue };
+        let (Some(program), Some(part)) = (words.next(), words.next()) else { continue };
+        if !program.ends_with("/mirror-operator") {
+            continue;
+        }
         if let Some(memory) = peak_memory(id) {
             let peak = peaks.entry(part.to_string()).or_insert(0.0);
             *peak = peak.max(memory);

@@ -2,6 +2,7 @@
 
 use std::{process::Command, time::Instant};
 
+use mirror_operator::brief::DestinationPeer;
 use serde_json::json;
 
 use crate::{
@@ -14,15 +15,15 @@ use crate::{
 
 const SOURCE: &str = "bench_stream";
 const DESTINATION: &str = "bench_stream_destination";
-const ROWS_BEFORE: u64 = 1_000_000;
+pub const ROWS_BEFORE: u64 = 1_000_000;
 /// Transactions of a round: 500 inserts, 400 updates and 100 deletes each.
-const TRANSACTIONS: u64 = 1600;
+pub const TRANSACTIONS: u64 = 1600;
 
 pub async fn run(book: &mut Book, common: &Common, large: u64, rounds: u64) {
     let source = common.source.fresh(SOURCE).await;
     let ledger = common.destination.fresh(DESTINATION).await;
     fill(&source, "firenibble", ROWS_BEFORE).await;
-    let epoch = Epoch::new(common, SOURCE, DESTINATION, json!({}));
+    let epoch = Epoch::new(common, SOURCE, DestinationPeer::Postgres(common.destination.connection(DESTINATION)), json!({}));
     let pipeline = epoch.pipeline();
     let partitions = mirror::planned(&ledger).await;
     epoch.workers(partitions).await;
@@ -77,7 +78,7 @@ pub async fn run(book: &mut Book, common: &Common, large: u64, rounds: u64) {
     drop_slots(&common.source.connect("postgres").await, SOURCE).await;
 }
 
-async fn changes(source: &tokio_postgres::Client, round: u64, rounds: u64) {
+pub async fn changes(source: &tokio_postgres::Client, round: u64, rounds: u64) {
     let first = 10_000_000 * (round + 1);
     // Each round updates and deletes other rows of those that stood there at first.
     let share = ROWS_BEFORE / rounds / TRANSACTIONS;
@@ -110,7 +111,7 @@ async fn drain(common: &Common, publication: &str, end: &str) {
     process::run(command).await;
 }
 
-async fn position(source: &tokio_postgres::Client) -> String {
+pub async fn position(source: &tokio_postgres::Client) -> String {
     // A record of its own, for a transaction may end within the position otherwise.
     ask(source, "SELECT pg_logical_emit_message(true, 'bench', '')").await;
     ask(source, "SELECT pg_current_wal_flush_lsn()").await
