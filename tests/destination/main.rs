@@ -7,6 +7,7 @@ mod support;
 
 mod carry;
 mod clickhouse;
+mod coalescing;
 mod contract;
 mod fixture;
 mod on_clickhouse;

@@ -51,9 +51,13 @@ fn server() -> &'static Connection {
 
 /// Runs a statement and returns the answer, tab-separated. As the user of `to`, whose password is the server's.
 pub async fn ask(to: &Connection, sql: &str) -> Result<String, String> {
+    ask_with(to, sql, &[]).await
+}
+
+async fn ask_with(to: &Connection, sql: &str, settings: &[(&str, &str)]) -> Result<String, String> {
     let url = format!("http://{}:{}/", to.host, to.port);
     let password = std::fs::read_to_string(&server().password.as_ref().unwrap().path).unwrap();
-    let request = reqwest::Client::new().post(url).query(&[("wait_end_of_query", "1")]).body(sql.to_string());
+    let request = reqwest::Client::new().post(url).query(&[("wait_end_of_query", "1")]).query(settings).body(sql.to_string());
     let answer = request.header("X-ClickHouse-User", &to.user).header("X-ClickHouse-Key", password).send().await.unwrap();
     let fine = answer.status().is_success();
     let text = answer.text().await.unwrap();
@@ -64,6 +68,11 @@ impl OnClickHouse {
     /// The brief's destination.
     pub fn peer(&self) -> DestinationPeer {
         DestinationPeer::ClickHouse(Peer { at: self.to.clone(), settings: Default::default() })
+    }
+
+    /// Runs a statement under an id.
+    pub async fn ask_as(&self, sql: &str, id: &str) -> Result<String, String> {
+        ask_with(&self.to, sql, &[("query_id", id)]).await
     }
 
     /// The same place for a mirror of other tables' options.

@@ -297,16 +297,25 @@ pub(super) async fn raise(at: &ClickHouse, epoch: u32) -> Result<(), Error> {
 
 /// Ends the queries of epochs before this one, told by their ids, and returns when none is left.
 pub(super) async fn end_queries_before(at: &ClickHouse, epoch: u32) -> Result<(), Error> {
+    let pattern = literal(&format!("^{}-e([0-9]{{1,9}})-", super::query_prefix(&at.brief)));
+    let older = format!("toUInt32OrZero(extract(query_id, {pattern})) BETWEEN 1 AND {}", epoch.saturating_sub(1));
+    end_queries(at, &older, "ending queries of earlier epochs").await
+}
+
+/// Ends what is written in this epoch by whomever: what was asked for before a reply was lost, or by a pod that is gone.
+pub(super) async fn end_writers(at: &ClickHouse) -> Result<(), Error> {
+    let prefix = literal(&format!("{}-e{}-", super::query_prefix(&at.brief), at.brief.epoch));
+    end_queries(at, &format!("startsWith(query_id, {prefix}) AND query_kind = 'Insert'"), "ending statements of an earlier stream").await
+}
+
+async fn end_queries(at: &ClickHouse, which: &str, doing: &str) -> Result<(), Error> {
     #[derive(Deserialize)]
     struct Query {
         query_id: String,
     }
-    let pattern = literal(&format!("^{}-e([0-9]{{1,9}})-", super::query_prefix(&at.brief)));
-    let older = format!("toUInt32OrZero(extract(query_id, {pattern})) BETWEEN 1 AND {}", epoch.saturating_sub(1));
-    let doing = "ending queries of earlier epochs";
     for _ in 0..60 {
         let left: Vec<Query> =
-            at.client()?.rows(&format!("SELECT query_id FROM system.processes WHERE {older} AND query_id != queryID()"), doing).await?;
+            at.client()?.rows(&format!("SELECT query_id FROM system.processes WHERE {which} AND query_id != queryID()"), doing).await?;
         if left.is_empty() {
             return Ok(());
         }
@@ -314,7 +323,7 @@ pub(super) async fn end_queries_before(at: &ClickHouse, epoch: u32) -> Result<()
         // The answer comes when they have ended.
         at.client()?.run(&format!("KILL QUERY WHERE query_id IN ({}) SYNC", ids.join(", ")), doing).await?;
     }
-    Err(Error::Transient("queries of an earlier epoch do not end; waiting for them".into()))
+    Err(Error::Transient(format!("{doing}: they do not end; waiting for them")))
 }
 
 /// See [`Destination::state`](crate::destination::Destination::state).

@@ -23,15 +23,24 @@ use crate::{
 
 /// The oldest version whose `ReplacingMergeTree(version, is_deleted)`, `CHECK GRANT` and query settings are those that are used here.
 const OLDEST: (u32, u32) = (24, 12);
+/// The first version with the engine CoalescingMergeTree (ClickHouse docs, "CoalescingMergeTree table engine").
+const COALESCING: (u32, u32) = (25, 6);
 
 /// Databases whose tables can be exchanged.
 const ATOMIC: [&str; 4] = ["Atomic", "Replicated", "Shared", "Overlay"];
 
 /// See [`Destination::preflight`](crate::destination::Destination::preflight).
 pub(super) async fn preflight(at: &ClickHouse, tables: &[TableSchema]) -> Result<Vec<Failure>, Error> {
-    let (_, mut found) = server(at.client()?, &at.to).await?;
+    let (server, mut found) = server(at.client()?, &at.to).await?;
     if !found.is_empty() {
         return Ok(found);
+    }
+    for table in tables.iter().filter(|t| at.options(t).engine == Engine::CoalescingMergeTree && server.release() < COALESCING) {
+        let message = format!(
+            "{} wants the engine CoalescingMergeTree, which the destination's ClickHouse {} does not have: {}.{} is the first that does",
+            table.destination, server.version, COALESCING.0, COALESCING.1
+        );
+        found.push(failure("VersionUnsupported", message));
     }
     databases(at, tables, &mut found).await?;
     for table in tables {
@@ -58,6 +67,13 @@ pub(super) struct Server {
     readonly: String,
 }
 
+impl Server {
+    fn release(&self) -> (u32, u32) {
+        let mut parts = self.version.split('.').map(|part| part.parse().unwrap_or(0));
+        (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+    }
+}
+
 /// What stops every mirror: version, rights of the user, and the Peer's database.
 pub(super) async fn server(client: &Client, to: &Peer) -> Result<(Server, Vec<Failure>), Error> {
     let sql = "SELECT version() AS version, toString(serverUUID()) AS identifier, toString(getSetting('readonly')) AS readonly";
@@ -70,8 +86,7 @@ pub(super) async fn server(client: &Client, to: &Peer) -> Result<(Server, Vec<Fa
         Err(error) => return Err(error),
     };
     let mut found = Vec::new();
-    let mut parts = server.version.split('.').map(|part| part.parse().unwrap_or(0));
-    if (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) < OLDEST {
+    if server.release() < OLDEST {
         let message = format!("the destination runs ClickHouse {}; {}.{} is the oldest that serves", server.version, OLDEST.0, OLDEST.1);
         found.push(failure("VersionUnsupported", message));
     }
@@ -188,7 +203,7 @@ fn columns(at: &ClickHouse, table: &TableSchema, found: &mut Vec<Failure>) {
 /// The sorting key, and whether the engine can keep the table at all.
 fn order(at: &ClickHouse, table: &TableSchema, found: &mut Vec<Failure>) {
     let options = at.options(table);
-    if table.key().is_empty() && options.engine == Engine::ReplacingMergeTree {
+    if table.key().is_empty() && matches!(options.engine, Engine::ReplacingMergeTree | Engine::CoalescingMergeTree) {
         let message = format!(
             "{} has no key that tells versions of a row from other rows: add a primary key at the source, or choose tables[].clickhouse.engine MergeTree, \
              which keeps every change as a row",

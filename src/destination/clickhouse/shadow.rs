@@ -140,6 +140,7 @@ fn statement(
     match options.engine {
         Engine::Null => sql.push_str("Null"),
         Engine::MergeTree => sql.push_str("MergeTree"),
+        Engine::CoalescingMergeTree => sql.push_str("CoalescingMergeTree"),
         Engine::ReplacingMergeTree => sql.push_str(&format!("ReplacingMergeTree({}, {})", ident(VERSION), ident(&own.flag))),
     }
     if options.engine != Engine::Null {
