@@ -386,7 +386,7 @@ fn table_named(place: &OnClickHouse, column: &str) -> TableSchema {
 async fn a_peer_says_what_is_missing() {
     let place = OnClickHouse::new().await;
     let look = async |change: &dyn Fn(&mut Peer)| {
-        let mut peer = Peer { at: place.to.clone(), settings: BTreeMap::new() };
+        let mut peer = Peer { at: place.to.clone(), settings: BTreeMap::new(), cluster: None };
         change(&mut peer);
         let report = check::run(&DestinationPeer::ClickHouse(peer), &[mirror_operator::api::peer::Role::Destination]).await;
         (report.server_version, report.problems.into_iter().map(|f| (f.reason, f.message)).collect::<Vec<_>>())

@@ -7,6 +7,7 @@ mod support;
 
 mod carry;
 mod clickhouse;
+mod cluster;
 mod coalescing;
 mod contract;
 mod fixture;

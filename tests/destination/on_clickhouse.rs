@@ -22,9 +22,12 @@ use crate::{
     support,
 };
 
+/// A database of the engine Atomic.
+pub type OnClickHouse = Place<true>;
+
 /// One database; it goes with the last of its clones.
 #[derive(Clone)]
-pub struct OnClickHouse {
+pub struct Place<const ATOMIC: bool> {
     pub to: Connection,
     /// What the Mirror says of each table.
     pub options: Vec<ClickHouseTable>,
@@ -49,6 +52,11 @@ fn server() -> &'static Connection {
     SERVER.get_or_init(|| support::server(support::CLICKHOUSE))
 }
 
+/// The password of the server's users.
+pub fn password() -> String {
+    std::fs::read_to_string(&server().password.as_ref().unwrap().path).unwrap()
+}
+
 /// Runs a statement and returns the answer, tab-separated. As the user of `to`, whose password is the server's.
 pub async fn ask(to: &Connection, sql: &str) -> Result<String, String> {
     ask_with(to, sql, &[]).await
@@ -56,18 +64,17 @@ pub async fn ask(to: &Connection, sql: &str) -> Result<String, String> {
 
 async fn ask_with(to: &Connection, sql: &str, settings: &[(&str, &str)]) -> Result<String, String> {
     let url = format!("http://{}:{}/", to.host, to.port);
-    let password = std::fs::read_to_string(&server().password.as_ref().unwrap().path).unwrap();
     let request = reqwest::Client::new().post(url).query(&[("wait_end_of_query", "1")]).query(settings).body(sql.to_string());
-    let answer = request.header("X-ClickHouse-User", &to.user).header("X-ClickHouse-Key", password).send().await.unwrap();
+    let answer = request.header("X-ClickHouse-User", &to.user).header("X-ClickHouse-Key", password()).send().await.unwrap();
     let fine = answer.status().is_success();
     let text = answer.text().await.unwrap();
     if fine { Ok(text) } else { Err(text) }
 }
 
-impl OnClickHouse {
+impl<const ATOMIC: bool> Place<ATOMIC> {
     /// The brief's destination.
     pub fn peer(&self) -> DestinationPeer {
-        DestinationPeer::ClickHouse(Peer { at: self.to.clone(), settings: Default::default() })
+        DestinationPeer::ClickHouse(Peer { at: self.to.clone(), settings: Default::default(), cluster: None })
     }
 
     /// Runs a statement under an id.
@@ -83,12 +90,14 @@ impl OnClickHouse {
 }
 
 #[async_trait]
-impl Fixture for OnClickHouse {
+impl<const ATOMIC: bool> Fixture for Place<ATOMIC> {
     async fn new() -> Self {
         let mut to = server().clone();
         let unique = format!("{:08x}-{:04x}", std::process::id(), support::unique());
         to.database = format!("mo_test_{}", unique.replace('-', "_"));
-        ask(server(), &format!("CREATE DATABASE {}", ident(&to.database))).await.unwrap();
+        let engine = if ATOMIC { "Atomic" } else { "Ordinary" };
+        let sql = format!("CREATE DATABASE {} ENGINE = {engine}", ident(&to.database));
+        ask_with(server(), &sql, &[("allow_deprecated_database_ordinary", "1")]).await.unwrap();
         let _guard = Arc::new(Guard(to.database.clone()));
         Self { to, options: vec![], uid: format!("{unique}-4000-8000-000000000001"), _guard }
     }
@@ -112,7 +121,7 @@ impl Fixture for OnClickHouse {
         let proxy = Proxy::http((self.to.host.clone(), self.to.port), at).await;
         let mut to = self.to.clone();
         (to.host, to.port) = (proxy.address.ip().to_string(), proxy.address.port());
-        brief.destination = DestinationPeer::ClickHouse(Peer { at: to, settings: Default::default() });
+        brief.destination = DestinationPeer::ClickHouse(Peer { at: to, settings: Default::default(), cluster: None });
         (brief, Box::new(move || proxy.has_cut()))
     }
 

@@ -21,7 +21,7 @@ use super::{
     error::{FENCED, Refusal, UNKNOWN_TABLE, meaning, permanent},
     ledger::{self, Applied, Counted, Drifted, Fact, Owner as OwnerFact, Parked, Snapshot, Swapped, Table},
     own,
-    quote::{ident, literal, qualified},
+    quote::{ident, literal},
     types::nullable,
 };
 use crate::{
@@ -137,8 +137,8 @@ impl Applier for ClickHouseApplier {
         };
         // Rows that are written later bring their value, so that the default is that of the rows before them for good.
         let sql = format!(
-            "ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}{default}",
-            qualified(&table.destination.schema, &table.destination.name),
+            "{} ADD COLUMN IF NOT EXISTS {} {}{default}",
+            self.at.ddl().alter(&table.destination),
             ident(&added.destination),
             added.destination_type
         );
@@ -148,13 +148,17 @@ impl Applier for ClickHouseApplier {
     async fn allow_null(&mut self, table: &TableSchema, column: usize) -> Result<TableSchema, Error> {
         let doing = format!("allowing NULL in a column of {}", table.destination);
         let mut table = table.clone();
-        let live = qualified(&table.destination.schema, &table.destination.name);
         let Some(relaxed) = table.columns.get_mut(column) else {
             return Err(permanent("ColumnMissing", format!("{doing}: its schema does not have it")));
         };
         // What can be no Nullable, such as an array, is empty in rows that come without it.
         relaxed.destination_type = nullable(relaxed.destination_type.clone());
-        let sql = format!("ALTER TABLE {live} MODIFY COLUMN {} {}", ident(&relaxed.destination), relaxed.destination_type);
+        let sql = format!(
+            "{} MODIFY COLUMN {} {}",
+            self.at.ddl().alter(&table.destination),
+            ident(&relaxed.destination),
+            relaxed.destination_type
+        );
         self.alter(&table, &sql, &doing).await?;
         Ok(table)
     }

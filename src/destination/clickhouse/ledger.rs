@@ -6,15 +6,16 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     ClickHouse,
+    ddl::{Ddl, quoted},
     error::permanent,
     mark,
-    quote::{literal, qualified},
+    quote::literal,
 };
 use crate::{
     destination::{Chunk, EpochState, Error, LedgerTable},
     postgres::Lsn,
     report::{Load, SwapReport, TableReport},
-    table::TableSchema,
+    table::{TableName, TableSchema},
 };
 
 /// The ledger's tables.
@@ -150,9 +151,14 @@ impl Facts {
 }
 
 impl ClickHouse {
-    /// The quoted name of one of the ledger's tables.
+    /// The name of one of the ledger's tables.
+    pub(super) fn ledger_name(&self, table: &str) -> TableName {
+        TableName { schema: self.to.at.database.clone(), name: table.into() }
+    }
+
+    /// The same, quoted.
     pub(super) fn ledger(&self, table: &str) -> String {
-        qualified(&self.to.at.database, table)
+        quoted(&self.ledger_name(table))
     }
 
     /// Whether the ledger is there.
@@ -259,15 +265,25 @@ impl ClickHouse {
     }
 }
 
+/// The statements that create the ledger.
+fn tables_of_ledger(ddl: Ddl<'_>, database: &str) -> Vec<String> {
+    let create = |table: &str| ddl.create(&TableName { schema: database.into(), name: table.into() });
+    let sql = TABLES
+        .replace("{create mirror}", &create(MIRROR))
+        .replace("{create fact}", &create(FACT))
+        .replace("{mirrors}", &ddl.engine("ReplacingMergeTree", &[]))
+        .replace("{facts}", &ddl.engine("ReplacingMergeTree", &["version".into()]));
+    sql.split(";\n").map(str::to_string).collect()
+}
+
 /// See [`Destination::begin`](crate::destination::Destination::begin).
 ///
 /// A statement that has passed the fence in an earlier epoch may still run: once the new epoch is in the ledger, those are ended and waited for.
 pub(super) async fn begin(at: &ClickHouse) -> Result<(), Error> {
     let client = at.client()?;
     if !at.has_ledger().await? {
-        let sql = TABLES.replace("{mirror}", &at.ledger(MIRROR)).replace("{fact}", &at.ledger(FACT));
-        for statement in sql.split(";\n") {
-            client.run(statement, "creating the ledger").await?;
+        for statement in tables_of_ledger(at.ddl(), &at.to.at.database) {
+            client.run(&statement, "creating the ledger").await?;
         }
     }
     if let Some(newest) = at.newest().await?.filter(|newest| *newest > at.brief.epoch) {
@@ -314,14 +330,13 @@ async fn end_queries(at: &ClickHouse, which: &str, doing: &str) -> Result<(), Er
         query_id: String,
     }
     for _ in 0..60 {
-        let left: Vec<Query> =
-            at.client()?.rows(&format!("SELECT query_id FROM system.processes WHERE {which} AND query_id != queryID()"), doing).await?;
+        let sql = format!("SELECT query_id FROM {} WHERE {which} AND query_id != queryID()", at.ddl().processes());
+        let left: Vec<Query> = at.client()?.rows(&sql, doing).await?;
         if left.is_empty() {
             return Ok(());
         }
-        let ids: Vec<String> = left.iter().map(|q| literal(&q.query_id)).collect();
-        // The answer comes when they have ended.
-        at.client()?.run(&format!("KILL QUERY WHERE query_id IN ({}) SYNC", ids.join(", ")), doing).await?;
+        let ids: Vec<String> = left.into_iter().map(|q| q.query_id).collect();
+        at.client()?.run(&at.ddl().kill(&ids), doing).await?;
     }
     Err(Error::Transient(format!("{doing}: they do not end; waiting for them")))
 }
@@ -400,8 +415,8 @@ fn report(facts: &Facts, number: u32, table: &Table, rows_loaded: i64) -> Result
     let carried = facts.get::<Carried>(number)?;
     let counted = facts.get::<Counted>(number)?;
     let drift = facts.get::<Drifted>(number)?.map(|d| d.drift.into_iter().collect::<Vec<_>>());
-    let notes: Vec<String> =
-        [facts.get::<Sealed>(number)?.and_then(|s| s.note), carried.as_ref().and_then(|c| c.note.clone())].into_iter().flatten().collect();
+    let notes = [facts.get::<Sealed>(number)?.and_then(|s| s.note), carried.as_ref().and_then(|c| c.note.clone())];
+    let notes: Vec<String> = notes.into_iter().flatten().collect();
     Ok(TableReport {
         source: table.schema.source.to_string(),
         destination: table.schema.destination.to_string(),
@@ -431,4 +446,31 @@ pub(super) fn shadow_of(at: &ClickHouse, table: &Table) -> String {
 
 fn unreadable(error: serde_json::Error) -> Error {
     permanent("LedgerUnreadable", format!("the destination's ledger was written by another version: {error}. Start a new resync"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_replica_of_a_cluster_has_the_ledger() {
+        let engines = |ddl| {
+            let tables = tables_of_ledger(ddl, "shop");
+            let part = |sql: &str, from: &str, to: &str| sql.split_once(from).unwrap().1.split_once(to).unwrap().0.to_string();
+            tables
+                .iter()
+                .map(|sql| (part(sql, "CREATE TABLE IF NOT EXISTS ", " ("), part(sql, "ENGINE = ", " PARTITION")))
+                .collect::<Vec<_>>()
+        };
+        let tables = |on: &str, mirrors: &str, facts: &str| {
+            vec![
+                (format!("`shop`.`_mirror_operator_mirror`{on}"), mirrors.to_string()),
+                (format!("`shop`.`_mirror_operator_fact`{on}"), facts.to_string()),
+            ]
+        };
+        assert_eq!(engines(Ddl(None)), tables("", "ReplacingMergeTree", "ReplacingMergeTree(version)"));
+        let replica = "'/clickhouse/tables/{uuid}/{shard}', '{replica}'";
+        let replicated = |more: &str| format!("ReplicatedReplacingMergeTree({replica}{more})");
+        assert_eq!(engines(Ddl(Some("c"))), tables(" ON CLUSTER `c`", &replicated(""), &replicated(", version")));
+    }
 }

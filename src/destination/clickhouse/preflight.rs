@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::{
     ClickHouse,
     client::{Client, Peer},
+    cluster,
     error::failure,
     live, mark,
     own::{Own, sorting_key},
@@ -27,7 +28,7 @@ const OLDEST: (u32, u32) = (24, 12);
 const COALESCING: (u32, u32) = (25, 6);
 
 /// Databases whose tables can be exchanged.
-const ATOMIC: [&str; 4] = ["Atomic", "Replicated", "Shared", "Overlay"];
+const SERVING: [&str; 4] = ["Atomic", "Replicated", "Shared", "Overlay"];
 
 /// See [`Destination::preflight`](crate::destination::Destination::preflight).
 pub(super) async fn preflight(at: &ClickHouse, tables: &[TableSchema]) -> Result<Vec<Failure>, Error> {
@@ -102,23 +103,25 @@ pub(super) async fn server(client: &Client, to: &Peer) -> Result<(Server, Vec<Fa
             found.push(failure("DatabaseMissing", message));
         }
         Some(engine) => {
-            found.extend(inexchangeable(database, &engine));
+            found.extend(unserving(to, database, &engine));
             if found.is_empty() {
                 rights(client, to, database, &mut found).await?;
+                found.extend(cluster::check(client, to).await?);
             }
         }
     }
     Ok((server, found))
 }
 
-/// Tables of some databases cannot be exchanged.
-fn inexchangeable(database: &str, engine: &str) -> Option<Failure> {
-    (!ATOMIC.contains(&engine)).then(|| {
-        let message = format!(
-            "database {database:?} at the destination has the engine {engine}, whose tables cannot be exchanged, so that readers would miss them for a \
-             moment. Write to a database of the engine Atomic"
-        );
-        failure("DatabaseEngine", message)
+/// Tables of some databases cannot be swapped. Only Atomic ones tell replicas by which path they meet.
+fn unserving(to: &Peer, database: &str, engine: &str) -> Option<Failure> {
+    let serves = if to.cluster.is_some() { engine == "Atomic" } else { SERVING.contains(&engine) };
+    (!serves).then(|| {
+        let what = if to.cluster.is_some() { "in which tables cannot be made ON CLUSTER" } else { "whose tables cannot be swapped" };
+        failure(
+            "DatabaseEngine",
+            format!("database {database:?} at the destination has the engine {engine}, {what}. Write to a database of the engine Atomic"),
+        )
     })
 }
 
@@ -128,7 +131,7 @@ async fn rights(client: &Client, to: &Peer, database: &str, found: &mut Vec<Fail
     let on = format!("{}.*", ident(database));
     let mut missing = Vec::new();
     for right in NEEDED.split(", ") {
-        if !granted(client, right, &on).await? {
+        if !client.is_granted(right, &on).await? {
             missing.push(right);
         }
     }
@@ -141,23 +144,15 @@ async fn rights(client: &Client, to: &Peer, database: &str, found: &mut Vec<Fail
     Ok(())
 }
 
-async fn granted(client: &Client, right: &str, on: &str) -> Result<bool, Error> {
-    #[derive(Deserialize)]
-    struct Granted {
-        result: u8,
-    }
-    Ok(client.row::<Granted>(&format!("CHECK GRANT {right} ON {on}"), "looking at rights").await?.result == 1)
-}
-
 async fn databases(at: &ClickHouse, tables: &[TableSchema], found: &mut Vec<Failure>) -> Result<(), Error> {
     let databases: BTreeSet<&str> = tables.iter().map(|t| t.destination.schema.as_str()).collect();
     for database in databases.into_iter().filter(|d| *d != at.to.at.database) {
         match live::database_engine(at.client()?, database).await? {
             Some(engine) => {
-                found.extend(inexchangeable(database, &engine));
+                found.extend(unserving(&at.to, database, &engine));
                 rights(at.client()?, &at.to, database, found).await?;
             }
-            None if granted(at.client()?, "CREATE DATABASE", &format!("{}.*", ident(database))).await? => {}
+            None if at.client()?.is_granted("CREATE DATABASE", &format!("{}.*", ident(database))).await? => {}
             None => {
                 let message = format!(
                     "database {database:?} does not exist at the destination and user {:?} may not create it. Run there: CREATE DATABASE {}",

@@ -15,7 +15,6 @@ use super::{
     ledger::{self, Carried, Fact, Sealed, Swapped, Table, shadow_of},
     live, mark,
     mark::Mark,
-    quote::{literal, qualified},
     retire,
 };
 use crate::{destination::Error, name, report::SwapReport, table::TableName};
@@ -84,14 +83,14 @@ async fn exchange(at: &ClickHouse, table: &Table) -> Result<u32, Error> {
         }
         let Some(shadow) = shadow(at, table).await? else { continue };
         let ours = TableName { schema: name.schema.clone(), name: mark::swap(name, at.brief.epoch, super::random()) };
-        let rename = format!("RENAME TABLE {} TO {}", quoted(&shadow), quoted(&ours));
+        let rename = at.ddl().rename(&[(&shadow, &ours)]);
         if !went_through(at.client()?.try_run(&rename, &[]).await, &doing)? || !is_shadow(at, table, &ours).await? {
             continue;
         }
         at.fence().await?;
         let sql = match &live {
-            Some(_) => format!("EXCHANGE TABLES {} AND {}", quoted(name), quoted(&ours)),
-            None => format!("RENAME TABLE {} TO {}", quoted(&ours), quoted(name)),
+            Some(_) => at.ddl().exchange(name, &ours),
+            None => at.ddl().rename(&[(&ours, name)]),
         };
         went_through(at.client()?.try_run(&sql, &[]).await, &doing)?;
     }
@@ -138,14 +137,10 @@ async fn put_aside(at: &ClickHouse, table: &Table) -> Result<(), Error> {
     for old in live::names(at, &name.schema, "").await?.into_iter().filter(|other| mark::is_swap(name, other)) {
         let old = TableName { schema: name.schema.clone(), name: old };
         let Some(found) = live::find(at, &old).await? else { continue };
-        let comment = format!("ALTER TABLE {} MODIFY COMMENT {}", quoted(&old), literal(&mark.comment(&found.words)));
+        let comment = at.ddl().mark(&old, &mark, &found.words);
         went_through(at.client()?.try_run(&comment, &[]).await, &doing)?;
         // A name that is taken is no harm: the mark is what tells it.
-        went_through(at.client()?.try_run(&format!("RENAME TABLE {} TO {}", quoted(&old), quoted(&retired)), &[]).await, &doing)?;
+        went_through(at.client()?.try_run(&at.ddl().rename(&[(&old, &retired)]), &[]).await, &doing)?;
     }
     Ok(())
-}
-
-fn quoted(table: &TableName) -> String {
-    qualified(&table.schema, &table.name)
 }
