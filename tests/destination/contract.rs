@@ -9,7 +9,7 @@ use mirror_operator::{
 
 use crate::{
     fixture::{Fixture, boundary, for_every_kind, from_loaded, load, open, plan, table, until_loaded, whole},
-    on_clickhouse::OnClickHouse,
+    on_clickhouse::{OnClickHouse, OnOrdinary},
     on_postgres::OnPostgres,
 };
 
@@ -381,4 +381,18 @@ for_every_kind! {
     carry_survives_every_lost_reply;
     swap_survives_every_lost_reply;
     drop_retired_survives_every_lost_reply;
+}
+
+mod on_a_clickhouse_server_that_cannot_exchange_tables {
+    use super::OnOrdinary;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn every_method_may_be_called_twice() {
+        super::every_method_may_be_called_twice::<OnOrdinary>().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn swap_survives_every_lost_reply() {
+        super::swap_survives_every_lost_reply::<OnOrdinary>().await;
+    }
 }

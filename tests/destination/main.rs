@@ -13,6 +13,7 @@ mod contract;
 mod fixture;
 mod on_clickhouse;
 mod on_postgres;
+mod ordinary;
 mod proxy;
 mod speed;
 mod swap;

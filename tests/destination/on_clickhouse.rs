@@ -24,6 +24,8 @@ use crate::{
 
 /// A database of the engine Atomic.
 pub type OnClickHouse = Place<true>;
+/// A database of the engine Ordinary, which cannot exchange tables.
+pub type OnOrdinary = Place<false>;
 
 /// One database; it goes with the last of its clones.
 #[derive(Clone)]

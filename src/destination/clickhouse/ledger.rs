@@ -54,6 +54,8 @@ facts! {
     Sealed = "sealed" { note: Option<String>, }
     /// A table's rows are carried.
     Carried = "carried" { deleted: i64, missing: i64, note: Option<String>, }
+    /// At its swap there was a moment without the table.
+    Gap = "gap" { }
     /// All tables are swapped.
     Swapped = "swapped" { at: String, millis: i64, retries: u32, }
     /// The change stream passes a table over.
@@ -415,7 +417,9 @@ fn report(facts: &Facts, number: u32, table: &Table, rows_loaded: i64) -> Result
     let carried = facts.get::<Carried>(number)?;
     let counted = facts.get::<Counted>(number)?;
     let drift = facts.get::<Drifted>(number)?.map(|d| d.drift.into_iter().collect::<Vec<_>>());
-    let notes = [facts.get::<Sealed>(number)?.and_then(|s| s.note), carried.as_ref().and_then(|c| c.note.clone())];
+    let gap =
+        facts.get::<Gap>(number)?.map(|_| "the destination cannot exchange tables: during the swap there was none for a moment".into());
+    let notes = [facts.get::<Sealed>(number)?.and_then(|s| s.note), carried.as_ref().and_then(|c| c.note.clone()), gap];
     let notes: Vec<String> = notes.into_iter().flatten().collect();
     Ok(TableReport {
         source: table.schema.source.to_string(),

@@ -27,8 +27,8 @@ const OLDEST: (u32, u32) = (24, 12);
 /// The first version with the engine CoalescingMergeTree (ClickHouse docs, "CoalescingMergeTree table engine").
 const COALESCING: (u32, u32) = (25, 6);
 
-/// Databases whose tables can be exchanged.
-const SERVING: [&str; 4] = ["Atomic", "Replicated", "Shared", "Overlay"];
+/// Databases whose tables can be exchanged, and one whose tables can at least be renamed.
+const SERVING: [&str; 5] = ["Atomic", "Replicated", "Shared", "Overlay", "Ordinary"];
 
 /// See [`Destination::preflight`](crate::destination::Destination::preflight).
 pub(super) async fn preflight(at: &ClickHouse, tables: &[TableSchema]) -> Result<Vec<Failure>, Error> {

@@ -10,6 +10,7 @@ use super::{
     ledger::{self, Begun, FACT, Fact, MIRROR, Table},
     live,
     quote::literal,
+    swap,
 };
 use crate::{destination::Error, name, table::TableName};
 
@@ -66,6 +67,7 @@ pub(super) async fn abandon(at: &ClickHouse) -> Result<(), Error> {
     for found in live::marked(at).await?.iter().filter(|found| found.is_shadow() && found.mark.epoch == at.brief.epoch) {
         live::drop_table(at, &found.name).await?;
     }
+    swap::put_back(at).await?;
     forget_epochs(at, |epoch| epoch == at.brief.epoch).await
 }
 
