@@ -14,6 +14,7 @@ mod fixture;
 mod on_clickhouse;
 mod on_postgres;
 mod ordinary;
+mod pressure;
 mod proxy;
 mod speed;
 mod swap;
