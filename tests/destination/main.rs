@@ -10,6 +10,7 @@ mod clickhouse;
 mod cluster;
 mod coalescing;
 mod contract;
+mod dependents;
 mod fixture;
 mod on_clickhouse;
 mod on_postgres;
