@@ -37,7 +37,7 @@ fn alone(sql: &str) -> String {
         (&format!("({REPLICA})"), ""),
         (&format!("({REPLICA}, "), "("),
         ("ENGINE = Replicated", "ENGINE = "),
-        (" replicated_deduplication_window", " non_replicated_deduplication_window"),
+        (" replicated_deduplication_window =", " non_replicated_deduplication_window ="),
         // What it answers is of a cluster again.
         (
             "name, engine, comment FROM system.tables",

@@ -3,12 +3,13 @@
 use mirror_operator::{
     api::clickhouse::ClickHouseTable,
     destination::{Destination, RowChange},
+    postgres::Connection,
 };
 
 use crate::{
     clickhouse::{change, row, streaming, t, upsert},
     fixture::{Fixture, open, whole},
-    on_clickhouse::{OnClickHouse, password},
+    on_clickhouse::{OnClickHouse, ask, password},
 };
 
 /// Resyncs `t` with one row that is named after the epoch, and drops the old table.
@@ -98,6 +99,20 @@ async fn projections_and_skip_indexes_hold_the_rows_of_the_new_table() {
         place.run("OPTIMIZE TABLE public.t FINAL").await;
         assert_eq!(place.rows(&parts).await, ["1|1"]);
         assert_eq!(place.rows("SELECT id, name FROM public.t FINAL").await, ["6|six"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grants_and_row_policies_hold_for_the_new_table() {
+    let place = OnClickHouse::granted().await;
+    streaming(&place).await;
+    let reader = Connection { user: "reader".into(), ..place.to.clone() };
+    for epoch in 2..4 {
+        let at = resync(&place, epoch).await;
+        change(&mut *at.applier().await.unwrap(), &t(&place), 2000, upsert("5|five|a")).await.unwrap();
+        assert_eq!(ask(&reader, "SELECT id, kind FROM mo_granted.t FINAL").await.unwrap(), "1\ta\n");
+        assert!(ask(&reader, "SELECT name FROM mo_granted.t").await.unwrap_err().contains("ACCESS_DENIED"));
+        assert_eq!(place.rows("SELECT id FROM public.t FINAL ORDER BY 1").await, ["1", "5"]);
     }
 }
 

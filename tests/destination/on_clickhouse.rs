@@ -54,6 +54,11 @@ fn server() -> &'static Connection {
     SERVER.get_or_init(|| support::server(support::CLICKHOUSE))
 }
 
+/// What no other test has.
+fn unique() -> String {
+    format!("{:08x}-{:04x}", std::process::id(), support::unique())
+}
+
 /// The password of the server's users.
 pub fn password() -> String {
     std::fs::read_to_string(&server().password.as_ref().unwrap().path).unwrap()
@@ -79,6 +84,23 @@ impl<const ATOMIC: bool> Place<ATOMIC> {
         DestinationPeer::ClickHouse(Peer { at: self.to.clone(), settings: Default::default(), cluster: None })
     }
 
+    /// An empty database of this name.
+    async fn named(database: &str, unique: &str) -> Self {
+        let mut to = server().clone();
+        to.database = database.into();
+        ask(server(), &format!("DROP DATABASE IF EXISTS {} SYNC", ident(database))).await.unwrap();
+        let engine = if ATOMIC { "Atomic" } else { "Ordinary" };
+        let sql = format!("CREATE DATABASE {} ENGINE = {engine}", ident(&to.database));
+        ask_with(server(), &sql, &[("allow_deprecated_database_ordinary", "1")]).await.unwrap();
+        let _guard = Arc::new(Guard(to.database.clone()));
+        Self { to, options: vec![], uid: format!("{unique}-4000-8000-000000000001"), _guard }
+    }
+
+    /// The one whose table `t` the server's user `reader` may read, in part.
+    pub async fn granted() -> Self {
+        Self::named("mo_granted", &unique()).await
+    }
+
     /// Runs a statement under an id.
     pub async fn ask_as(&self, sql: &str, id: &str) -> Result<String, String> {
         ask_with(&self.to, sql, &[("query_id", id)]).await
@@ -94,14 +116,8 @@ impl<const ATOMIC: bool> Place<ATOMIC> {
 #[async_trait]
 impl<const ATOMIC: bool> Fixture for Place<ATOMIC> {
     async fn new() -> Self {
-        let mut to = server().clone();
-        let unique = format!("{:08x}-{:04x}", std::process::id(), support::unique());
-        to.database = format!("mo_test_{}", unique.replace('-', "_"));
-        let engine = if ATOMIC { "Atomic" } else { "Ordinary" };
-        let sql = format!("CREATE DATABASE {} ENGINE = {engine}", ident(&to.database));
-        ask_with(server(), &sql, &[("allow_deprecated_database_ordinary", "1")]).await.unwrap();
-        let _guard = Arc::new(Guard(to.database.clone()));
-        Self { to, options: vec![], uid: format!("{unique}-4000-8000-000000000001"), _guard }
+        let unique = unique();
+        Self::named(&format!("mo_test_{}", unique.replace('-', "_")), &unique).await
     }
 
     fn brief(&self, epoch: u32) -> Brief {

@@ -107,7 +107,7 @@ async fn alone(client: &Client, to: &Peer, name: &str) -> Result<Option<Failure>
 async fn rights(client: &Client, to: &Peer) -> Result<Option<Failure>, Error> {
     let database = format!("{}.*", ident(&to.at.database));
     let mut missing = Vec::new();
-    for (right, on) in [("CLUSTER", "*.*"), ("REMOTE", "*.*"), ("SYSTEM SYNC REPLICA", &database)] {
+    for (right, on) in [("CLUSTER", "*.*"), ("REMOTE", "*.*"), ("KILL QUERY", "*.*"), ("SYSTEM SYNC REPLICA", &database)] {
         if !client.is_granted(right, on).await? {
             missing.push(format!("GRANT {right} ON {on} TO {}", ident(&to.at.user)));
         }

@@ -30,9 +30,12 @@ impl Ddl<'_> {
         if arguments.is_empty() { name } else { format!("{name}({})", arguments.join(", ")) }
     }
 
-    /// The table's setting of how many blocks are remembered.
-    pub(super) fn deduplication_window(self) -> &'static str {
-        if self.0.is_some() { "replicated_deduplication_window" } else { "non_replicated_deduplication_window" }
+    /// The table's settings of how many blocks are remembered. Keeper forgets them after an hour if nothing else is said, which a load may outlast.
+    pub(super) fn remembering(self, blocks: usize) -> String {
+        match self.0 {
+            Some(_) => format!("replicated_deduplication_window = {blocks}, replicated_deduplication_window_seconds = 31536000"),
+            None => format!("non_replicated_deduplication_window = {blocks}"),
+        }
     }
 
     /// Where running queries are listed.
@@ -44,7 +47,7 @@ impl Ddl<'_> {
         format!("CREATE DATABASE IF NOT EXISTS {}{}", ident(database), self.on())
     }
 
-    /// What a table's columns and its engine follow. Whoever needs an empty table drops it first: that done late, or twice, is told by the name.
+    /// What a table's columns and its engine follow. Done late, or twice, it changes nothing: whoever needs an empty table drops it first, or has a new name.
     pub(super) fn create(self, table: &TableName) -> String {
         format!("CREATE TABLE IF NOT EXISTS {}{}", quoted(table), self.on())
     }
@@ -79,9 +82,8 @@ impl Ddl<'_> {
     }
 
     /// Answered when the queries have ended.
-    pub(super) fn kill(self, ids: &[String]) -> String {
-        let ids: Vec<String> = ids.iter().map(|id| literal(id)).collect();
-        format!("KILL QUERY{} WHERE query_id IN ({}) SYNC", self.on(), ids.join(", "))
+    pub(super) fn kill(self, which: &str) -> String {
+        format!("KILL QUERY{} WHERE {which} SYNC", self.on())
     }
 
     /// Waits until every replica has what others have of a table; nothing where there are none.
@@ -133,7 +135,8 @@ mod tests {
             ddl.drop(&name("t")),
             ddl.rename(&[(&name("t"), &name("u")), (&name("u"), &name("v"))]),
             ddl.exchange(&name("t"), &name("u")),
-            ddl.kill(&["a".into(), "b".into()]),
+            ddl.kill("query_id = 'a'"),
+            ddl.remembering(7),
             ddl.processes(),
             ddl.engine("MergeTree", &[]),
             ddl.engine("ReplacingMergeTree", &["v".into(), "d".into()]),
@@ -151,7 +154,8 @@ mod tests {
             "DROP TABLE IF EXISTS `shop`.`t` SYNC SETTINGS max_table_size_to_drop = 0, max_partition_size_to_drop = 0",
             "RENAME TABLE `shop`.`t` TO `shop`.`u`, `shop`.`u` TO `shop`.`v`",
             "EXCHANGE TABLES `shop`.`t` AND `shop`.`u`",
-            "KILL QUERY WHERE query_id IN ('a', 'b') SYNC",
+            "KILL QUERY WHERE query_id = 'a' SYNC",
+            "non_replicated_deduplication_window = 7",
             "system.processes",
             "MergeTree",
             "ReplacingMergeTree(v, d)",
@@ -171,7 +175,8 @@ mod tests {
             "DROP TABLE IF EXISTS `shop`.`t` ON CLUSTER `c 1` SYNC SETTINGS max_table_size_to_drop = 0, max_partition_size_to_drop = 0",
             "RENAME TABLE `shop`.`t` TO `shop`.`u`, `shop`.`u` TO `shop`.`v` ON CLUSTER `c 1`",
             "EXCHANGE TABLES `shop`.`t` AND `shop`.`u` ON CLUSTER `c 1`",
-            "KILL QUERY ON CLUSTER `c 1` WHERE query_id IN ('a', 'b') SYNC",
+            "KILL QUERY ON CLUSTER `c 1` WHERE query_id = 'a' SYNC",
+            "replicated_deduplication_window = 7, replicated_deduplication_window_seconds = 31536000",
             "clusterAllReplicas('c 1', system.processes)",
             "ReplicatedMergeTree('/clickhouse/tables/{uuid}/{shard}', '{replica}')",
             "ReplicatedReplacingMergeTree('/clickhouse/tables/{uuid}/{shard}', '{replica}', v, d)",

@@ -158,7 +158,7 @@ fn statement(
         }
         let window = (chunks * BLOCKS_PER_CHUNK).max(1000);
         let mut settings = vec![
-            format!("{} = {window}", ddl.deduplication_window()),
+            ddl.remembering(window),
             // The source forgets what is confirmed to it: that must survive a power failure.
             "fsync_after_insert = 1".into(),
             "fsync_part_directory = 1".into(),
@@ -238,7 +238,8 @@ mod tests {
             rest.split_once(" ENGINE = ").unwrap().1.split_once(", fsync").map_or(rest.to_string(), |(engine, _)| engine.to_string())
         };
         let replica = "'/clickhouse/tables/{uuid}/{shard}', '{replica}'";
-        let settings = "ORDER BY (`id`) SETTINGS replicated_deduplication_window = 1000";
+        let settings =
+            "ORDER BY (`id`) SETTINGS replicated_deduplication_window = 1000, replicated_deduplication_window_seconds = 31536000";
         assert_eq!(
             engine(Engine::ReplacingMergeTree),
             format!("ReplicatedReplacingMergeTree({replica}, `_peerdb_version`, `_peerdb_is_deleted`) {settings}")
