@@ -21,8 +21,9 @@ pub enum OutOfRange {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClickHouseTable {
-    /// ReplacingMergeTree keeps the last version of each row, which FINAL shows. MergeTree keeps every version, for tables that are only added to and for
-    /// those without a key. Null keeps nothing, for materialized views that read the inserts.
+    /// ReplacingMergeTree keeps the last version of each row, which FINAL shows. CoalescingMergeTree does too, but where that is NULL it keeps the value
+    /// before it, and FINAL shows deleted rows. MergeTree keeps every version, for tables that are only added to and for those without a key. Null keeps
+    /// nothing, for materialized views that read the inserts.
     pub engine: Engine,
     /// Columns of the sorting key, by their names at the destination; the key of the source if empty. The key's columns are added at the end where they are missing,
     /// as rows with the same sorting key are versions of one.
@@ -56,6 +57,8 @@ pub enum Engine {
     /// The last version of each row counts.
     #[default]
     ReplacingMergeTree,
+    /// Of each column the last value that is not NULL counts. ClickHouse 25.6 or newer.
+    CoalescingMergeTree,
     /// Every version of each row is kept.
     MergeTree,
     /// Nothing is kept.

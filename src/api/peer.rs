@@ -99,7 +99,7 @@ pub struct ClickHousePeer {
     #[serde(default = "default_clickhouse_port")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: u16,
-    /// Name of the database that holds the ledger and, unless the Mirror says otherwise, the tables. Its engine must be Atomic.
+    /// Name of the database that holds the ledger and, unless the Mirror says otherwise, the tables. Its engine should be Atomic.
     #[schemars(length(min = 1, max = 63))]
     pub database: String,
     /// Name of the user.
@@ -114,6 +114,10 @@ pub struct ClickHousePeer {
     /// How long to wait for a connection.
     #[serde(default = "default_connect_timeout")]
     pub connect_timeout: Span,
+    /// The cluster, of one shard, whose servers all have the tables: they are made `ON CLUSTER` with Replicated engines. Without it the tables are on this server alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub cluster: Option<String>,
     /// Settings of every query, such as `max_memory_usage`.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub settings: std::collections::BTreeMap<String, String>,

@@ -27,7 +27,7 @@ pub fn destination(peer: &Peer, side: &str) -> Option<DestinationPeer> {
     let at = (clickhouse.host.as_str(), clickhouse.port);
     let who = (clickhouse.database.as_str(), clickhouse.user.as_str(), clickhouse.password_secret_ref.as_ref());
     let at = reach(peer, side, at, who, &clickhouse.tls, &clickhouse.connect_timeout);
-    Some(DestinationPeer::ClickHouse(clickhouse::Peer { at, settings: clickhouse.settings.clone() }))
+    Some(DestinationPeer::ClickHouse(clickhouse::Peer { at, settings: clickhouse.settings.clone(), cluster: clickhouse.cluster.clone() }))
 }
 
 fn reach(

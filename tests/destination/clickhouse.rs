@@ -19,20 +19,20 @@ use crate::{
 };
 
 const COLUMNS: &[&str] = &["id bigint!", "name text", "kind text!"];
-const ALL: &[&str] = &["id", "name", "kind"];
+pub const ALL: &[&str] = &["id", "name", "kind"];
 
-fn t(place: &OnClickHouse) -> TableSchema {
+pub fn t(place: &OnClickHouse) -> TableSchema {
     place.adapt(table(0, "t", COLUMNS))
 }
 
 /// A mirror whose table `t` has two rows.
-async fn streaming(place: &OnClickHouse) -> Box<dyn Destination> {
+pub async fn streaming(place: &OnClickHouse) -> Box<dyn Destination> {
     let at = open(&place.brief(1)).await;
     whole(&*at, &[(t(place), &["1\tone\ta", "2\ttwo\ta"])]).await;
     at
 }
 
-fn cell(text: &str) -> Cell {
+pub fn cell(text: &str) -> Cell {
     match text {
         "∅" => Cell::Null,
         "…" => Cell::Unchanged,
@@ -40,21 +40,21 @@ fn cell(text: &str) -> Cell {
     }
 }
 
-fn row(text: &str) -> Vec<Cell> {
+pub fn row(text: &str) -> Vec<Cell> {
     text.split('|').map(cell).collect()
 }
 
-fn upsert(text: &str) -> RowChange {
+pub fn upsert(text: &str) -> RowChange {
     RowChange::Upsert { row: row(text), deleted: false }
 }
 
 /// Writes one change at a position, which is then the checkpoint.
-async fn change(to: &mut dyn Applier, table: &TableSchema, position: u64, change: RowChange) -> Result<(), Error> {
+pub async fn change(to: &mut dyn Applier, table: &TableSchema, position: u64, change: RowChange) -> Result<(), Error> {
     to.write(table, vec![change], vec![Lsn(position)], Counts { updates: 1, ..Counts::default() }).await?;
     to.commit(Lsn(position)).await
 }
 
-async fn live(place: &OnClickHouse) -> Vec<String> {
+pub async fn live(place: &OnClickHouse) -> Vec<String> {
     place.rows("SELECT id, name, kind FROM public.t FINAL ORDER BY 1").await
 }
 
@@ -386,7 +386,7 @@ fn table_named(place: &OnClickHouse, column: &str) -> TableSchema {
 async fn a_peer_says_what_is_missing() {
     let place = OnClickHouse::new().await;
     let look = async |change: &dyn Fn(&mut Peer)| {
-        let mut peer = Peer { at: place.to.clone(), settings: BTreeMap::new() };
+        let mut peer = Peer { at: place.to.clone(), settings: BTreeMap::new(), cluster: None };
         change(&mut peer);
         let report = check::run(&DestinationPeer::ClickHouse(peer), &[mirror_operator::api::peer::Role::Destination]).await;
         (report.server_version, report.problems.into_iter().map(|f| (f.reason, f.message)).collect::<Vec<_>>())

@@ -22,9 +22,14 @@ use crate::{
     support,
 };
 
+/// A database of the engine Atomic.
+pub type OnClickHouse = Place<true>;
+/// A database of the engine Ordinary, which cannot exchange tables.
+pub type OnOrdinary = Place<false>;
+
 /// One database; it goes with the last of its clones.
 #[derive(Clone)]
-pub struct OnClickHouse {
+pub struct Place<const ATOMIC: bool> {
     pub to: Connection,
     /// What the Mirror says of each table.
     pub options: Vec<ClickHouseTable>,
@@ -49,21 +54,56 @@ fn server() -> &'static Connection {
     SERVER.get_or_init(|| support::server(support::CLICKHOUSE))
 }
 
+/// What no other test has.
+fn unique() -> String {
+    format!("{:08x}-{:04x}", std::process::id(), support::unique())
+}
+
+/// The password of the server's users.
+pub fn password() -> String {
+    std::fs::read_to_string(&server().password.as_ref().unwrap().path).unwrap()
+}
+
 /// Runs a statement and returns the answer, tab-separated. As the user of `to`, whose password is the server's.
 pub async fn ask(to: &Connection, sql: &str) -> Result<String, String> {
+    ask_with(to, sql, &[]).await
+}
+
+async fn ask_with(to: &Connection, sql: &str, settings: &[(&str, &str)]) -> Result<String, String> {
     let url = format!("http://{}:{}/", to.host, to.port);
-    let password = std::fs::read_to_string(&server().password.as_ref().unwrap().path).unwrap();
-    let request = reqwest::Client::new().post(url).query(&[("wait_end_of_query", "1")]).body(sql.to_string());
-    let answer = request.header("X-ClickHouse-User", &to.user).header("X-ClickHouse-Key", password).send().await.unwrap();
+    let request = reqwest::Client::new().post(url).query(&[("wait_end_of_query", "1")]).query(settings).body(sql.to_string());
+    let answer = request.header("X-ClickHouse-User", &to.user).header("X-ClickHouse-Key", password()).send().await.unwrap();
     let fine = answer.status().is_success();
     let text = answer.text().await.unwrap();
     if fine { Ok(text) } else { Err(text) }
 }
 
-impl OnClickHouse {
+impl<const ATOMIC: bool> Place<ATOMIC> {
     /// The brief's destination.
     pub fn peer(&self) -> DestinationPeer {
-        DestinationPeer::ClickHouse(Peer { at: self.to.clone(), settings: Default::default() })
+        DestinationPeer::ClickHouse(Peer { at: self.to.clone(), settings: Default::default(), cluster: None })
+    }
+
+    /// An empty database of this name.
+    async fn named(database: &str, unique: &str) -> Self {
+        let mut to = server().clone();
+        to.database = database.into();
+        ask(server(), &format!("DROP DATABASE IF EXISTS {} SYNC", ident(database))).await.unwrap();
+        let engine = if ATOMIC { "Atomic" } else { "Ordinary" };
+        let sql = format!("CREATE DATABASE {} ENGINE = {engine}", ident(&to.database));
+        ask_with(server(), &sql, &[("allow_deprecated_database_ordinary", "1")]).await.unwrap();
+        let _guard = Arc::new(Guard(to.database.clone()));
+        Self { to, options: vec![], uid: format!("{unique}-4000-8000-000000000001"), _guard }
+    }
+
+    /// The one whose table `t` the server's user `reader` may read, in part.
+    pub async fn granted() -> Self {
+        Self::named("mo_granted", &unique()).await
+    }
+
+    /// Runs a statement under an id.
+    pub async fn ask_as(&self, sql: &str, id: &str) -> Result<String, String> {
+        ask_with(&self.to, sql, &[("query_id", id)]).await
     }
 
     /// The same place for a mirror of other tables' options.
@@ -74,14 +114,10 @@ impl OnClickHouse {
 }
 
 #[async_trait]
-impl Fixture for OnClickHouse {
+impl<const ATOMIC: bool> Fixture for Place<ATOMIC> {
     async fn new() -> Self {
-        let mut to = server().clone();
-        let unique = format!("{:08x}-{:04x}", std::process::id(), support::unique());
-        to.database = format!("mo_test_{}", unique.replace('-', "_"));
-        ask(server(), &format!("CREATE DATABASE {}", ident(&to.database))).await.unwrap();
-        let _guard = Arc::new(Guard(to.database.clone()));
-        Self { to, options: vec![], uid: format!("{unique}-4000-8000-000000000001"), _guard }
+        let unique = unique();
+        Self::named(&format!("mo_test_{}", unique.replace('-', "_")), &unique).await
     }
 
     fn brief(&self, epoch: u32) -> Brief {
@@ -103,7 +139,7 @@ impl Fixture for OnClickHouse {
         let proxy = Proxy::http((self.to.host.clone(), self.to.port), at).await;
         let mut to = self.to.clone();
         (to.host, to.port) = (proxy.address.ip().to_string(), proxy.address.port());
-        brief.destination = DestinationPeer::ClickHouse(Peer { at: to, settings: Default::default() });
+        brief.destination = DestinationPeer::ClickHouse(Peer { at: to, settings: Default::default(), cluster: None });
         (brief, Box::new(move || proxy.has_cut()))
     }
 

@@ -17,6 +17,9 @@ use tokio::{
     sync::watch,
 };
 
+/// What becomes of a request of HTTP.
+pub type Change = Arc<dyn Fn(Vec<u8>) -> Vec<u8> + Send + Sync>;
+
 /// Where the cut comes: the request with this number is executed by the server, but its reply never arrives. 0: never.
 pub struct Proxy {
     pub address: SocketAddr,
@@ -27,15 +30,20 @@ pub struct Proxy {
 impl Proxy {
     /// Listens on a port of its own and forwards to a PostgreSQL server. Requests are counted over all its connections.
     pub async fn new(server: (String, u16), cut_at: u32) -> Self {
-        Self::listen(server, cut_at, false).await
+        Self::listen(server, cut_at, None).await
     }
 
     /// The same for a server of HTTP, where each request counts.
     pub async fn http(server: (String, u16), cut_at: u32) -> Self {
-        Self::listen(server, cut_at, true).await
+        Self::listen(server, cut_at, Some(Arc::new(|request| request))).await
     }
 
-    async fn listen(server: (String, u16), cut_at: u32, http: bool) -> Self {
+    /// Forwards to a server of HTTP what a function makes of each request.
+    pub async fn changing(server: (String, u16), change: Change) -> Self {
+        Self::listen(server, 0, Some(change)).await
+    }
+
+    async fn listen(server: (String, u16), cut_at: u32, http: Option<Change>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(AtomicU32::new(0));
@@ -43,7 +51,7 @@ impl Proxy {
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let server = TcpStream::connect((server.0.as_str(), server.1)).await.unwrap();
-                tokio::spawn(connection(client, server, counter.clone(), cut_at, http));
+                tokio::spawn(connection(client, server, counter.clone(), cut_at, http.clone()));
             }
         });
         Self { address, seen, cut_at }
@@ -55,15 +63,16 @@ impl Proxy {
     }
 }
 
-async fn connection(client: TcpStream, server: TcpStream, seen: Arc<AtomicU32>, cut_at: u32, http: bool) {
+async fn connection(client: TcpStream, server: TcpStream, seen: Arc<AtomicU32>, cut_at: u32, change: Option<Change>) {
     client.set_nodelay(true).unwrap();
     server.set_nodelay(true).unwrap();
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     // True once replies are held back.
     let (mute, muted) = watch::channel(false);
-    let up = match http {
-        true => tokio::spawn(http_requests(from_client, to_server, seen, cut_at, mute)),
-        false => tokio::spawn(requests(from_client, to_server, seen, cut_at, mute)),
+    let http = change.is_some();
+    let up = match change {
+        Some(change) => tokio::spawn(http_requests(from_client, to_server, seen, cut_at, mute, change)),
+        None => tokio::spawn(requests(from_client, to_server, seen, cut_at, mute)),
     };
     replies(from_server, to_client, muted, http).await;
     up.abort();
@@ -94,7 +103,14 @@ async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, seen: Arc<Ato
 }
 
 /// Forwards requests of HTTP, each as a whole. All that are sent here say how long they are.
-async fn http_requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, seen: Arc<AtomicU32>, cut_at: u32, mute: watch::Sender<bool>) {
+async fn http_requests(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    seen: Arc<AtomicU32>,
+    cut_at: u32,
+    mute: watch::Sender<bool>,
+    change: Change,
+) {
     let (mut buffer, mut piece) = (Vec::new(), vec![0; 65536]);
     loop {
         let whole = buffer.windows(4).position(|w| w == b"\r\n\r\n").map(|end| {
@@ -107,7 +123,7 @@ async fn http_requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, seen: Ar
             if seen.fetch_add(1, Ordering::SeqCst) + 1 == cut_at {
                 let _ = mute.send(true);
             }
-            let request: Vec<u8> = buffer.drain(..length).collect();
+            let request = change(buffer.drain(..length).collect());
             if to.write_all(&request).await.is_err() {
                 return;
             }

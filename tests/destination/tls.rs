@@ -69,7 +69,7 @@ async fn every_tls_mode_connects_or_says_why_not() {
     let brief = |mode: TlsMode, host: &str, trusted: bool| -> Brief {
         let mut at = place.to.clone();
         (at.host, at.port, at.tls, at.ca) = (host.into(), port, mode, trusted.then(|| ca.clone()));
-        Brief { destination: DestinationPeer::ClickHouse(Peer { at, settings: Default::default() }), ..place.brief(1) }
+        Brief { destination: DestinationPeer::ClickHouse(Peer { at, settings: Default::default(), cluster: None }), ..place.brief(1) }
     };
     let whole_mirror = [(place.adapt(table(0, "t", &["id bigint!", "name text"])), &["1\tone"][..])];
     whole(&*open(&brief(TlsMode::VerifyFull, "localhost", true)).await, &whole_mirror).await;

@@ -68,7 +68,7 @@ impl Stream {
         let uid = format!("0a1b2c3d-{:04x}-4000-8000-00000000000{}", std::process::id() & 0xffff, name.len());
         let brief: Brief = serde_json::from_value(serde_json::json!({
             "namespace": "test", "mirror": name, "mirrorUid": uid, "epoch": 1, "previousEpoch": 0, "resync": "r", "resyncUid": uid,
-            "pipelineUrl": "", "source": from, "destination": DestinationPeer::ClickHouse(Peer { at: to.clone(), settings: Default::default() }),
+            "pipelineUrl": "", "source": from, "destination": DestinationPeer::ClickHouse(Peer { at: to.clone(), settings: Default::default(), cluster: None }),
             "tables": [{ "source": "public.items", "destination": format!("{}.items", to.database) }],
             "softDelete": { "enabled": true, "column": "_peerdb_is_deleted" }, "syncedAtColumn": "_peerdb_synced_at",
             "snapshot": {}, "replication": replication, "carry": {},

@@ -19,12 +19,13 @@ use super::{
     client::Rows,
     encode::{Refused, RowEncoder},
     error::{FENCED, Refusal, UNKNOWN_TABLE, meaning, permanent},
-    ledger::{Applied, Counted, Drifted, Fact, Owner as OwnerFact, Parked, Snapshot, Swapped, Table},
+    ledger::{self, Applied, Counted, Drifted, Fact, Owner as OwnerFact, Parked, Snapshot, Swapped, Table},
     own,
-    quote::{ident, literal, qualified},
+    quote::{ident, literal},
     types::nullable,
 };
 use crate::{
+    api::clickhouse::Engine,
     destination::{Applier, Counts, Error, RowChange},
     postgres::Lsn,
     table::TableSchema,
@@ -41,6 +42,9 @@ pub(super) async fn open(at: &ClickHouse) -> Result<Box<dyn Applier>, Error> {
         return Err(Error::Transient("the tables are not swapped yet".into()));
     }
     let token = owner::take_over(&at, facts.versioned::<OwnerFact>(0)?).await?;
+    if at.brief.tables.iter().any(|t| t.clickhouse.as_ref().is_some_and(|options| options.engine == Engine::CoalescingMergeTree)) {
+        ledger::end_writers(&at).await?;
+    }
     let position = at.facts(&[Applied::KIND]).await?.get::<Applied>(0)?.map_or(snapshot.start_lsn, |a| a.lsn);
     let counts = facts.all::<Counted>()?.into_iter().map(|(number, _, counted)| (number, counted)).collect();
     let versions = facts.all::<Table>()?.into_iter().map(|(number, version, table)| (number, (version, table))).collect();
@@ -77,7 +81,7 @@ impl Applier for ClickHouseApplier {
         sum.inserts += counts.inserts;
         sum.updates += counts.updates;
         sum.deletes += counts.deletes;
-        let fence = fence(&self.at);
+        let fence = self.fence(table);
         let encoding = self.encoding(table)?;
         let mut batch = Batch::default();
         for (change, position) in changes.iter().zip(&positions) {
@@ -110,7 +114,7 @@ impl Applier for ClickHouseApplier {
             let message = format!("{doing}: without a key its rows cannot be told apart, and so not be flagged as deleted");
             return Err(permanent("TruncateWithoutKey", message));
         }
-        let fence = fence(&self.at);
+        let fence = self.fence(table);
         let sql = self.encoding(table)?.names.bury_all(position, &fence);
         match self.at.client()?.try_run(&sql, SETTINGS).await {
             Ok(_) => Ok(()),
@@ -133,8 +137,8 @@ impl Applier for ClickHouseApplier {
         };
         // Rows that are written later bring their value, so that the default is that of the rows before them for good.
         let sql = format!(
-            "ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}{default}",
-            qualified(&table.destination.schema, &table.destination.name),
+            "{} ADD COLUMN IF NOT EXISTS {} {}{default}",
+            self.at.ddl().alter(&table.destination),
             ident(&added.destination),
             added.destination_type
         );
@@ -144,13 +148,17 @@ impl Applier for ClickHouseApplier {
     async fn allow_null(&mut self, table: &TableSchema, column: usize) -> Result<TableSchema, Error> {
         let doing = format!("allowing NULL in a column of {}", table.destination);
         let mut table = table.clone();
-        let live = qualified(&table.destination.schema, &table.destination.name);
         let Some(relaxed) = table.columns.get_mut(column) else {
             return Err(permanent("ColumnMissing", format!("{doing}: its schema does not have it")));
         };
         // What can be no Nullable, such as an array, is empty in rows that come without it.
         relaxed.destination_type = nullable(relaxed.destination_type.clone());
-        let sql = format!("ALTER TABLE {live} MODIFY COLUMN {} {}", ident(&relaxed.destination), relaxed.destination_type);
+        let sql = format!(
+            "{} MODIFY COLUMN {} {}",
+            self.at.ddl().alter(&table.destination),
+            ident(&relaxed.destination),
+            relaxed.destination_type
+        );
         self.alter(&table, &sql, &doing).await?;
         Ok(table)
     }
@@ -182,20 +190,32 @@ impl Applier for ClickHouseApplier {
 const SETTINGS: &[(&str, &str)] =
     &[("join_use_nulls", "0"), ("insert_deduplicate", "0"), ("max_insert_block_size", "1000000"), ("mutations_sync", "2")];
 
-/// A condition that throws once a newer epoch has begun. The server reads the ledger when it begins with the statement; those that it has begun with
-/// are ended by whoever begins the newer epoch.
-fn fence(at: &ClickHouse) -> String {
-    let (mirror, epoch) = (literal(&at.brief.mirror_uid), at.brief.epoch);
-    let newest = format!("SELECT max(epoch) FROM {} WHERE mirror = {mirror}", at.ledger(super::ledger::MIRROR));
-    format!("NOT throwIf(({newest}) != {epoch}, 'another epoch has begun')")
-}
-
 fn refused(table: &TableSchema, refused: &Refused, doing: &str) -> Error {
     let column = table.copied().nth(refused.column).map_or("", |c| c.destination.as_str());
     permanent("ValueRefused", format!("{doing}: a value of column {column:?} cannot be written: {}", refused.why))
 }
 
 impl ClickHouseApplier {
+    /// A condition that throws once a newer epoch has begun. The server reads the ledger when it begins with the statement; those that it has begun with
+    /// are ended by whoever begins the newer epoch.
+    ///
+    /// A CoalescingMergeTree knows no versions: what is written last counts. So it throws there as well once the applier was opened again.
+    fn fence(&self, table: &TableSchema) -> String {
+        let at = &self.at;
+        let (mirror, epoch) = (literal(&at.brief.mirror_uid), at.brief.epoch);
+        let newest = format!("SELECT max(epoch) FROM {} WHERE mirror = {mirror}", at.ledger(ledger::MIRROR));
+        let fence = format!("NOT throwIf(({newest}) != {epoch}, 'another epoch has begun')");
+        if at.options(table).engine != Engine::CoalescingMergeTree {
+            return fence;
+        }
+        let owner = format!(
+            "SELECT argMax(JSONExtractString(value, 'token'), version) FROM {} WHERE mirror = {mirror} AND epoch = {epoch} AND kind = {}",
+            at.ledger(ledger::FACT),
+            literal(OwnerFact::KIND)
+        );
+        format!("{fence} AND NOT throwIf(({owner}) != {}, 'the stream was opened again')", literal(&self.token))
+    }
+
     /// Changes a live table and records its new schema.
     async fn alter(&mut self, table: &TableSchema, sql: &str, doing: &str) -> Result<(), Error> {
         self.at.fence().await?;
@@ -208,10 +228,12 @@ impl ClickHouseApplier {
 
     /// What a refusal means; one of the fence is told by the ledger.
     async fn why(&self, refusal: Refusal, doing: &str) -> Error {
-        if matches!(refusal.code, FENCED | UNKNOWN_TABLE)
-            && let Err(error) = self.at.fence().await
-        {
-            return error;
+        if matches!(refusal.code, FENCED | UNKNOWN_TABLE) {
+            for held in [self.at.fence().await, owner::check(&self.at, &self.token).await] {
+                if let Err(error) = held {
+                    return error;
+                }
+            }
         }
         meaning(&refusal, doing)
     }

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt::Write as _, io::Write as _, time::Duration
 use reqwest::multipart::{Form, Part};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::error::{Refusal, meaning};
+use super::{
+    ddl::Ddl,
+    error::{Refusal, UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE, meaning},
+};
 use crate::{
     api::peer::TlsMode,
     destination::Error,
@@ -24,6 +27,16 @@ pub struct Peer {
     /// Settings of every query.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
+    /// The cluster whose servers all have the tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+}
+
+impl Peer {
+    /// How statements are written there.
+    pub(super) fn ddl(&self) -> Ddl<'_> {
+        Ddl(self.cluster.as_deref())
+    }
 }
 
 /// Sends queries to one server.
@@ -78,7 +91,15 @@ impl Client {
 
     /// The same, for callers who look at the error themselves.
     pub(super) async fn try_run(&self, sql: &str, settings: &[(&str, &str)]) -> Result<(), Refusal> {
-        self.send(self.request(None, settings)?.body(sql.to_string())).await.map(drop)
+        let mut patience = 100;
+        loop {
+            match self.send(self.request(None, settings)?.body(sql.to_string())).await {
+                // In a cluster the ledger's writers are let in one by one, and the others turned away.
+                Err(refusal) if refusal.code == UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE && patience > 0 => patience -= 1,
+                answer => return answer.map(drop),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// The rows of a query, by its columns' names.
@@ -95,10 +116,21 @@ impl Client {
         row.ok_or_else(|| Error::Transient(format!("{doing}: the server answered nothing")))
     }
 
+    /// Whether the user has a right on databases or tables.
+    pub(super) async fn is_granted(&self, right: &str, on: &str) -> Result<bool, Error> {
+        #[derive(Deserialize)]
+        struct Granted {
+            result: u8,
+        }
+        Ok(self.row::<Granted>(&format!("CHECK GRANT {right} ON {on}"), "looking at rights").await?.result == 1)
+    }
+
     /// Inserts RowBinary as one block, compressed on its way. `into` is what follows INSERT INTO.
     pub(super) async fn insert(&self, into: &str, token: &str, data: &[u8]) -> Result<(), Refusal> {
         let sql = format!("INSERT INTO {into} FORMAT RowBinary");
-        let settings = [ONE_BLOCK, &[("insert_deduplication_token", token), ("input_format_binary_read_json_as_string", "1")]].concat();
+        let load =
+            [("insert_deduplication_token", token), ("input_format_binary_read_json_as_string", "1"), ("insert_quorum_parallel", "1")];
+        let settings = [ONE_BLOCK, &load].concat();
         let mut packed = lz4_flex::frame::FrameEncoder::new(Vec::with_capacity(data.len() / 2));
         let packed = packed.write_all(data).map_err(lz4_flex::frame::Error::from).and_then(|()| packed.finish());
         let packed = packed.map_err(|e| Refusal::unsent(format!("compressing rows: {e}")))?;
@@ -141,7 +173,14 @@ impl Client {
             // A block of the load may fall into many partitions.
             ("max_partitions_per_insert_block", "0"),
         ];
-        Ok(request.query(&always).query(&self.to.settings).query(settings).query(&sql.map(|sql| ("query", sql)).as_slice()))
+        let of_cluster: Vec<_> =
+            self.to.ddl().settings().iter().filter(|(name, _)| !settings.iter().any(|(other, _)| other == name)).collect();
+        Ok(request
+            .query(&always)
+            .query(&of_cluster)
+            .query(&self.to.settings)
+            .query(settings)
+            .query(&sql.map(|sql| ("query", sql)).as_slice()))
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>, Refusal> {

@@ -13,6 +13,7 @@ pub(super) struct Refusal {
 
 pub(super) const UNKNOWN_TABLE: u32 = 60;
 pub(super) const UNKNOWN_DATABASE: u32 = 81;
+pub(super) const UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE: u32 = 286;
 /// The fence of a statement has thrown.
 pub(super) const FENCED: u32 = 395;
 

@@ -6,15 +6,16 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     ClickHouse,
+    ddl::{Ddl, quoted},
     error::permanent,
     mark,
-    quote::{literal, qualified},
+    quote::literal,
 };
 use crate::{
     destination::{Chunk, EpochState, Error, LedgerTable},
     postgres::Lsn,
     report::{Load, SwapReport, TableReport},
-    table::TableSchema,
+    table::{TableName, TableSchema},
 };
 
 /// The ledger's tables.
@@ -53,6 +54,8 @@ facts! {
     Sealed = "sealed" { note: Option<String>, }
     /// A table's rows are carried.
     Carried = "carried" { deleted: i64, missing: i64, note: Option<String>, }
+    /// At its swap there was a moment without the table.
+    Gap = "gap" { }
     /// All tables are swapped.
     Swapped = "swapped" { at: String, millis: i64, retries: u32, }
     /// The change stream passes a table over.
@@ -150,9 +153,14 @@ impl Facts {
 }
 
 impl ClickHouse {
-    /// The quoted name of one of the ledger's tables.
+    /// The name of one of the ledger's tables.
+    pub(super) fn ledger_name(&self, table: &str) -> TableName {
+        TableName { schema: self.to.at.database.clone(), name: table.into() }
+    }
+
+    /// The same, quoted.
     pub(super) fn ledger(&self, table: &str) -> String {
-        qualified(&self.to.at.database, table)
+        quoted(&self.ledger_name(table))
     }
 
     /// Whether the ledger is there.
@@ -259,15 +267,25 @@ impl ClickHouse {
     }
 }
 
+/// The statements that create the ledger.
+fn tables_of_ledger(ddl: Ddl<'_>, database: &str) -> Vec<String> {
+    let create = |table: &str| ddl.create(&TableName { schema: database.into(), name: table.into() });
+    let sql = TABLES
+        .replace("{create mirror}", &create(MIRROR))
+        .replace("{create fact}", &create(FACT))
+        .replace("{mirrors}", &ddl.engine("ReplacingMergeTree", &[]))
+        .replace("{facts}", &ddl.engine("ReplacingMergeTree", &["version".into()]));
+    sql.split(";\n").map(str::to_string).collect()
+}
+
 /// See [`Destination::begin`](crate::destination::Destination::begin).
 ///
 /// A statement that has passed the fence in an earlier epoch may still run: once the new epoch is in the ledger, those are ended and waited for.
 pub(super) async fn begin(at: &ClickHouse) -> Result<(), Error> {
     let client = at.client()?;
     if !at.has_ledger().await? {
-        let sql = TABLES.replace("{mirror}", &at.ledger(MIRROR)).replace("{fact}", &at.ledger(FACT));
-        for statement in sql.split(";\n") {
-            client.run(statement, "creating the ledger").await?;
+        for statement in tables_of_ledger(at.ddl(), &at.to.at.database) {
+            client.run(&statement, "creating the ledger").await?;
         }
     }
     if let Some(newest) = at.newest().await?.filter(|newest| *newest > at.brief.epoch) {
@@ -297,24 +315,34 @@ pub(super) async fn raise(at: &ClickHouse, epoch: u32) -> Result<(), Error> {
 
 /// Ends the queries of epochs before this one, told by their ids, and returns when none is left.
 pub(super) async fn end_queries_before(at: &ClickHouse, epoch: u32) -> Result<(), Error> {
-    #[derive(Deserialize)]
-    struct Query {
-        query_id: String,
-    }
     let pattern = literal(&format!("^{}-e([0-9]{{1,9}})-", super::query_prefix(&at.brief)));
     let older = format!("toUInt32OrZero(extract(query_id, {pattern})) BETWEEN 1 AND {}", epoch.saturating_sub(1));
-    let doing = "ending queries of earlier epochs";
+    end_queries(at, &older, "ending queries of earlier epochs").await
+}
+
+/// Ends what is written in this epoch by whomever: what was asked for before a reply was lost, or by a pod that is gone.
+pub(super) async fn end_writers(at: &ClickHouse) -> Result<(), Error> {
+    let prefix = literal(&format!("{}-e{}-", super::query_prefix(&at.brief), at.brief.epoch));
+    end_queries(at, &format!("startsWith(query_id, {prefix}) AND query_kind = 'Insert'"), "ending statements of an earlier stream").await
+}
+
+async fn end_queries(at: &ClickHouse, which: &str, doing: &str) -> Result<(), Error> {
+    #[derive(Deserialize)]
+    struct Left {
+        n: u64,
+    }
+    let left = format!("SELECT count() AS n FROM {} WHERE {which} AND query_id != queryID()", at.ddl().processes());
+    // One server sees its own queries. Those of a cluster may not be shown what runs on the others, but each ends what runs on itself.
+    let mut seen = at.to.cluster.is_none();
     for _ in 0..60 {
-        let left: Vec<Query> =
-            at.client()?.rows(&format!("SELECT query_id FROM system.processes WHERE {older} AND query_id != queryID()"), doing).await?;
-        if left.is_empty() {
+        if seen && at.client()?.row::<Left>(&left, doing).await?.n == 0 {
             return Ok(());
         }
-        let ids: Vec<String> = left.iter().map(|q| literal(&q.query_id)).collect();
         // The answer comes when they have ended.
-        at.client()?.run(&format!("KILL QUERY WHERE query_id IN ({}) SYNC", ids.join(", ")), doing).await?;
+        at.client()?.run(&at.ddl().kill(which), doing).await?;
+        seen = true;
     }
-    Err(Error::Transient("queries of an earlier epoch do not end; waiting for them".into()))
+    Err(Error::Transient(format!("{doing}: they do not end; waiting for them")))
 }
 
 /// See [`Destination::state`](crate::destination::Destination::state).
@@ -391,8 +419,10 @@ fn report(facts: &Facts, number: u32, table: &Table, rows_loaded: i64) -> Result
     let carried = facts.get::<Carried>(number)?;
     let counted = facts.get::<Counted>(number)?;
     let drift = facts.get::<Drifted>(number)?.map(|d| d.drift.into_iter().collect::<Vec<_>>());
-    let notes: Vec<String> =
-        [facts.get::<Sealed>(number)?.and_then(|s| s.note), carried.as_ref().and_then(|c| c.note.clone())].into_iter().flatten().collect();
+    let gap =
+        facts.get::<Gap>(number)?.map(|_| "the destination cannot exchange tables: during the swap there was none for a moment".into());
+    let notes = [facts.get::<Sealed>(number)?.and_then(|s| s.note), carried.as_ref().and_then(|c| c.note.clone()), gap];
+    let notes: Vec<String> = notes.into_iter().flatten().collect();
     Ok(TableReport {
         source: table.schema.source.to_string(),
         destination: table.schema.destination.to_string(),
@@ -422,4 +452,31 @@ pub(super) fn shadow_of(at: &ClickHouse, table: &Table) -> String {
 
 fn unreadable(error: serde_json::Error) -> Error {
     permanent("LedgerUnreadable", format!("the destination's ledger was written by another version: {error}. Start a new resync"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_replica_of_a_cluster_has_the_ledger() {
+        let engines = |ddl| {
+            let tables = tables_of_ledger(ddl, "shop");
+            let part = |sql: &str, from: &str, to: &str| sql.split_once(from).unwrap().1.split_once(to).unwrap().0.to_string();
+            tables
+                .iter()
+                .map(|sql| (part(sql, "CREATE TABLE IF NOT EXISTS ", " ("), part(sql, "ENGINE = ", " PARTITION")))
+                .collect::<Vec<_>>()
+        };
+        let tables = |on: &str, mirrors: &str, facts: &str| {
+            vec![
+                (format!("`shop`.`_mirror_operator_mirror`{on}"), mirrors.to_string()),
+                (format!("`shop`.`_mirror_operator_fact`{on}"), facts.to_string()),
+            ]
+        };
+        assert_eq!(engines(Ddl(None)), tables("", "ReplacingMergeTree", "ReplacingMergeTree(version)"));
+        let replica = "'/clickhouse/tables/{uuid}/{shard}', '{replica}'";
+        let replicated = |more: &str| format!("ReplicatedReplacingMergeTree({replica}{more})");
+        assert_eq!(engines(Ddl(Some("c"))), tables(" ON CLUSTER `c`", &replicated(""), &replicated(", version")));
+    }
 }

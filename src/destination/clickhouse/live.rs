@@ -136,11 +136,7 @@ pub(super) async fn codecs(at: &ClickHouse, table: &TableName) -> Result<Vec<(St
 
 /// Drops a table of ours, however large it is, and waits until it is gone.
 pub(super) async fn drop_table(at: &ClickHouse, table: &TableName) -> Result<(), Error> {
-    let sql = format!(
-        "DROP TABLE IF EXISTS {} SYNC SETTINGS max_table_size_to_drop = 0, max_partition_size_to_drop = 0",
-        qualified(&table.schema, &table.name)
-    );
-    at.client()?.run(&sql, &format!("dropping {table}")).await
+    at.client()?.run(&at.ddl().drop(table), &format!("dropping {table}")).await
 }
 
 /// Why the table cannot be replaced, if so: reason and message. An empty table of nobody's may be.
@@ -152,6 +148,15 @@ pub(super) async fn refusal(at: &ClickHouse, live: &Live, table: &TableSchema) -
             format!(
                 "{name} at the destination is written by another Mirror, with the UID {}: two mirrors cannot share a table",
                 mark.mirror
+            ),
+        )));
+    }
+    if at.to.cluster.is_some() && live.is_table() && live.engine != "Null" && !live.engine.starts_with("Replicated") {
+        return Ok(Some((
+            "TableNotReplicated",
+            format!(
+                "{name} at the destination has the engine {}, so that only one server of the cluster has its rows: rename or drop it",
+                live.engine
             ),
         )));
     }

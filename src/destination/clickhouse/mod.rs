@@ -6,6 +6,8 @@
 mod apply;
 mod carry;
 mod client;
+mod cluster;
+mod ddl;
 pub mod encode;
 mod error;
 mod ledger;
@@ -44,6 +46,7 @@ use crate::{
     table::TableSchema,
 };
 use client::Client;
+use ddl::Ddl;
 use types::{Wishes, destination_type};
 
 /// One epoch of one mirror at a ClickHouse server.
@@ -73,6 +76,11 @@ impl ClickHouse {
         let name = format!("{}-e{}", query_prefix(&self.brief), self.brief.epoch);
         let client = Client::new(&self.to, name)?;
         Ok(self.client.get_or_init(|| client))
+    }
+
+    /// How statements are written at this destination.
+    fn ddl(&self) -> Ddl<'_> {
+        self.to.ddl()
     }
 
     /// What the Mirror wants of a table.

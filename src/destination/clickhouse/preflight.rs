@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::{
     ClickHouse,
     client::{Client, Peer},
+    cluster,
     error::failure,
     live, mark,
     own::{Own, sorting_key},
@@ -23,15 +24,24 @@ use crate::{
 
 /// The oldest version whose `ReplacingMergeTree(version, is_deleted)`, `CHECK GRANT` and query settings are those that are used here.
 const OLDEST: (u32, u32) = (24, 12);
+/// The first version with the engine CoalescingMergeTree (ClickHouse docs, "CoalescingMergeTree table engine").
+const COALESCING: (u32, u32) = (25, 6);
 
-/// Databases whose tables can be exchanged.
-const ATOMIC: [&str; 4] = ["Atomic", "Replicated", "Shared", "Overlay"];
+/// Databases whose tables can be exchanged, and one whose tables can at least be renamed.
+const SERVING: [&str; 5] = ["Atomic", "Replicated", "Shared", "Overlay", "Ordinary"];
 
 /// See [`Destination::preflight`](crate::destination::Destination::preflight).
 pub(super) async fn preflight(at: &ClickHouse, tables: &[TableSchema]) -> Result<Vec<Failure>, Error> {
-    let (_, mut found) = server(at.client()?, &at.to).await?;
+    let (server, mut found) = server(at.client()?, &at.to).await?;
     if !found.is_empty() {
         return Ok(found);
+    }
+    for table in tables.iter().filter(|t| at.options(t).engine == Engine::CoalescingMergeTree && server.release() < COALESCING) {
+        let message = format!(
+            "{} wants the engine CoalescingMergeTree, which the destination's ClickHouse {} does not have: {}.{} is the first that does",
+            table.destination, server.version, COALESCING.0, COALESCING.1
+        );
+        found.push(failure("VersionUnsupported", message));
     }
     databases(at, tables, &mut found).await?;
     for table in tables {
@@ -58,6 +68,13 @@ pub(super) struct Server {
     readonly: String,
 }
 
+impl Server {
+    fn release(&self) -> (u32, u32) {
+        let mut parts = self.version.split('.').map(|part| part.parse().unwrap_or(0));
+        (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+    }
+}
+
 /// What stops every mirror: version, rights of the user, and the Peer's database.
 pub(super) async fn server(client: &Client, to: &Peer) -> Result<(Server, Vec<Failure>), Error> {
     let sql = "SELECT version() AS version, toString(serverUUID()) AS identifier, toString(getSetting('readonly')) AS readonly";
@@ -70,8 +87,7 @@ pub(super) async fn server(client: &Client, to: &Peer) -> Result<(Server, Vec<Fa
         Err(error) => return Err(error),
     };
     let mut found = Vec::new();
-    let mut parts = server.version.split('.').map(|part| part.parse().unwrap_or(0));
-    if (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) < OLDEST {
+    if server.release() < OLDEST {
         let message = format!("the destination runs ClickHouse {}; {}.{} is the oldest that serves", server.version, OLDEST.0, OLDEST.1);
         found.push(failure("VersionUnsupported", message));
     }
@@ -87,23 +103,25 @@ pub(super) async fn server(client: &Client, to: &Peer) -> Result<(Server, Vec<Fa
             found.push(failure("DatabaseMissing", message));
         }
         Some(engine) => {
-            found.extend(inexchangeable(database, &engine));
+            found.extend(unserving(to, database, &engine));
             if found.is_empty() {
                 rights(client, to, database, &mut found).await?;
+                found.extend(cluster::check(client, to).await?);
             }
         }
     }
     Ok((server, found))
 }
 
-/// Tables of some databases cannot be exchanged.
-fn inexchangeable(database: &str, engine: &str) -> Option<Failure> {
-    (!ATOMIC.contains(&engine)).then(|| {
-        let message = format!(
-            "database {database:?} at the destination has the engine {engine}, whose tables cannot be exchanged, so that readers would miss them for a \
-             moment. Write to a database of the engine Atomic"
-        );
-        failure("DatabaseEngine", message)
+/// Tables of some databases cannot be swapped. Only Atomic ones tell replicas by which path they meet.
+fn unserving(to: &Peer, database: &str, engine: &str) -> Option<Failure> {
+    let serves = if to.cluster.is_some() { engine == "Atomic" } else { SERVING.contains(&engine) };
+    (!serves).then(|| {
+        let what = if to.cluster.is_some() { "in which tables cannot be made ON CLUSTER" } else { "whose tables cannot be swapped" };
+        failure(
+            "DatabaseEngine",
+            format!("database {database:?} at the destination has the engine {engine}, {what}. Write to a database of the engine Atomic"),
+        )
     })
 }
 
@@ -113,7 +131,7 @@ async fn rights(client: &Client, to: &Peer, database: &str, found: &mut Vec<Fail
     let on = format!("{}.*", ident(database));
     let mut missing = Vec::new();
     for right in NEEDED.split(", ") {
-        if !granted(client, right, &on).await? {
+        if !client.is_granted(right, &on).await? {
             missing.push(right);
         }
     }
@@ -126,23 +144,15 @@ async fn rights(client: &Client, to: &Peer, database: &str, found: &mut Vec<Fail
     Ok(())
 }
 
-async fn granted(client: &Client, right: &str, on: &str) -> Result<bool, Error> {
-    #[derive(Deserialize)]
-    struct Granted {
-        result: u8,
-    }
-    Ok(client.row::<Granted>(&format!("CHECK GRANT {right} ON {on}"), "looking at rights").await?.result == 1)
-}
-
 async fn databases(at: &ClickHouse, tables: &[TableSchema], found: &mut Vec<Failure>) -> Result<(), Error> {
     let databases: BTreeSet<&str> = tables.iter().map(|t| t.destination.schema.as_str()).collect();
     for database in databases.into_iter().filter(|d| *d != at.to.at.database) {
         match live::database_engine(at.client()?, database).await? {
             Some(engine) => {
-                found.extend(inexchangeable(database, &engine));
+                found.extend(unserving(&at.to, database, &engine));
                 rights(at.client()?, &at.to, database, found).await?;
             }
-            None if granted(at.client()?, "CREATE DATABASE", &format!("{}.*", ident(database))).await? => {}
+            None if at.client()?.is_granted("CREATE DATABASE", &format!("{}.*", ident(database))).await? => {}
             None => {
                 let message = format!(
                     "database {database:?} does not exist at the destination and user {:?} may not create it. Run there: CREATE DATABASE {}",
@@ -188,7 +198,7 @@ fn columns(at: &ClickHouse, table: &TableSchema, found: &mut Vec<Failure>) {
 /// The sorting key, and whether the engine can keep the table at all.
 fn order(at: &ClickHouse, table: &TableSchema, found: &mut Vec<Failure>) {
     let options = at.options(table);
-    if table.key().is_empty() && options.engine == Engine::ReplacingMergeTree {
+    if table.key().is_empty() && matches!(options.engine, Engine::ReplacingMergeTree | Engine::CoalescingMergeTree) {
         let message = format!(
             "{} has no key that tells versions of a row from other rows: add a primary key at the source, or choose tables[].clickhouse.engine MergeTree, \
              which keeps every change as a row",

@@ -9,7 +9,8 @@ use super::{
     error::permanent,
     ledger::{self, Begun, FACT, Fact, MIRROR, Table},
     live,
-    quote::{literal, qualified},
+    quote::literal,
+    swap,
 };
 use crate::{destination::Error, name, table::TableName};
 
@@ -42,7 +43,7 @@ async fn forget_epochs(at: &ClickHouse, which: impl Fn(u32) -> bool) -> Result<(
     let mirror = literal(&at.brief.mirror_uid);
     let sql = format!("SELECT DISTINCT epoch FROM {} WHERE mirror = {mirror}", at.ledger(FACT));
     for row in at.client()?.rows::<Epoch>(&sql, "reading the ledger").await?.iter().filter(|row| which(row.epoch)) {
-        let sql = format!("ALTER TABLE {} DROP PARTITION (toUUID({mirror}), {})", at.ledger(FACT), row.epoch);
+        let sql = format!("{} DROP PARTITION (toUUID({mirror}), {})", at.ddl().alter(&at.ledger_name(FACT)), row.epoch);
         at.client()?.run(&sql, "writing the ledger").await?;
     }
     Ok(())
@@ -66,6 +67,7 @@ pub(super) async fn abandon(at: &ClickHouse) -> Result<(), Error> {
     for found in live::marked(at).await?.iter().filter(|found| found.is_shadow() && found.mark.epoch == at.brief.epoch) {
         live::drop_table(at, &found.name).await?;
     }
+    swap::put_back(at).await?;
     forget_epochs(at, |epoch| epoch == at.brief.epoch).await
 }
 
@@ -83,12 +85,11 @@ pub(super) async fn forget(at: &ClickHouse, drop_live: bool) -> Result<(), Error
             live::drop_table(at, &found.name).await?;
         } else {
             // It stays, and is nobody's from now on; so is what people have renamed.
-            let sql = format!("ALTER TABLE {} MODIFY COMMENT {}", qualified(&found.name.schema, &found.name.name), literal(&found.words));
-            at.client()?.run(&sql, "removing a mark").await?;
+            at.client()?.run(&at.ddl().comment(&found.name, &found.words), "removing a mark").await?;
         }
     }
     forget_epochs(at, |_| true).await?;
-    let sql = format!("ALTER TABLE {} DROP PARTITION {}", at.ledger(MIRROR), literal(&at.brief.mirror_uid));
+    let sql = format!("{} DROP PARTITION {}", at.ddl().alter(&at.ledger_name(MIRROR)), literal(&at.brief.mirror_uid));
     at.client()?.run(&sql, "writing the ledger").await
 }
 

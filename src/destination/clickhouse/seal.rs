@@ -4,11 +4,12 @@ use serde::Deserialize;
 
 use super::{
     ClickHouse,
+    ddl::quoted,
     error::permanent,
     ledger::{Done, Fact, Planned, Sealed, Table, shadow_of},
     live::{self, attributes},
     mark::Mark,
-    quote::{ident, literal, qualified},
+    quote::{ident, literal},
 };
 use crate::{
     api::clickhouse::Engine,
@@ -55,7 +56,10 @@ async fn count(at: &ClickHouse, table: &TableSchema, shadow: &TableName, expecte
     if engine == Engine::Null {
         return Ok(());
     }
-    let sql = format!("SELECT count() AS n FROM {}", qualified(&shadow.schema, &shadow.name));
+    if let Some(sync) = at.ddl().sync(shadow) {
+        at.client()?.run(&sync, &format!("waiting for the replicas of {shadow}")).await?;
+    }
+    let sql = format!("SELECT count() AS n FROM {}", quoted(shadow));
     let found = at.client()?.row::<Count>(&sql, "counting rows").await?.n;
     if found < expected || found > expected && engine == Engine::MergeTree {
         let message = format!(
@@ -95,8 +99,7 @@ async fn dress(at: &ClickHouse, table: &Table, shadow: &TableName) -> Result<Vec
     }
     let mark =
         Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.schema.number, generation: Some(table.generation) };
-    let sql = format!("ALTER TABLE {} MODIFY COMMENT {}", qualified(&shadow.schema, &shadow.name), literal(&mark.comment(&live.words)));
-    at.client()?.run(&sql, "writing a comment").await?;
+    at.client()?.run(&at.ddl().mark(shadow, &mark, &live.words), "writing a comment").await?;
     Ok(notes)
 }
 
@@ -107,7 +110,7 @@ struct Part {
 }
 
 async fn gifts(at: &ClickHouse, live: &TableName, shadow: &TableName) -> Result<Vec<Gift>, Error> {
-    let to = format!("ALTER TABLE {}", qualified(&shadow.schema, &shadow.name));
+    let to = at.ddl().alter(shadow);
     let mut gifts = Vec::new();
     let there = attributes(at, shadow).await?;
     for column in attributes(at, live).await? {

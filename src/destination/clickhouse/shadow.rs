@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use super::{
     ClickHouse,
+    ddl::Ddl,
     error::permanent,
     ledger::{Begun, Done, Entry, Fact, Planned, Snapshot, Table, shadow_of},
     live::{self, Found},
     mark::{self, Mark},
     own::{Own, VERSION, list, sorting_key},
-    quote::{ident, literal, qualified},
+    quote::{ident, literal},
 };
 use crate::{
     api::clickhouse::{ClickHouseTable, Engine},
@@ -100,8 +101,7 @@ async fn create_databases(at: &ClickHouse, tables: &[TableSchema]) -> Result<(),
     let databases: BTreeSet<&str> = tables.iter().map(|t| t.destination.schema.as_str()).collect();
     for database in databases.into_iter().filter(|d| *d != at.to.at.database) {
         if !live::database_exists(at, database).await? {
-            let sql = format!("CREATE DATABASE IF NOT EXISTS {}", ident(database));
-            at.client()?.run(&sql, &format!("creating database {database:?}")).await?;
+            at.client()?.run(&at.ddl().create_database(database), &format!("creating database {database:?}")).await?;
         }
     }
     Ok(())
@@ -118,12 +118,14 @@ async fn create_one(at: &ClickHouse, fact: &Table, chunks: usize) -> Result<(), 
     }
     let codecs = live::codecs(at, &table.destination).await?;
     let mark = Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.number, generation: Some(fact.generation) };
-    let sql = statement(&name, table, &at.options(table), &Own::of(&at.brief), &codecs, chunks, &mark);
+    let sql = statement(at.ddl(), &name, table, &at.options(table), &Own::of(&at.brief), &codecs, chunks, &mark);
     at.client()?.run(&sql, &format!("creating {name}")).await
 }
 
 /// The statement that creates a shadow.
+#[expect(clippy::too_many_arguments, reason = "it is one statement")]
 fn statement(
+    ddl: Ddl<'_>,
     name: &TableName,
     table: &TableSchema,
     options: &ClickHouseTable,
@@ -136,11 +138,12 @@ fn statement(
     let mut columns: Vec<String> =
         table.copied().map(|c| format!("{} {}{}", ident(&c.destination), c.destination_type, codec(&c.destination))).collect();
     columns.extend(own.definitions());
-    let mut sql = format!("CREATE OR REPLACE TABLE {} ({}) ENGINE = ", qualified(&name.schema, &name.name), columns.join(", "));
+    let mut sql = format!("{} ({}) ENGINE = ", ddl.create(name), columns.join(", "));
     match options.engine {
         Engine::Null => sql.push_str("Null"),
-        Engine::MergeTree => sql.push_str("MergeTree"),
-        Engine::ReplacingMergeTree => sql.push_str(&format!("ReplacingMergeTree({}, {})", ident(VERSION), ident(&own.flag))),
+        Engine::MergeTree => sql.push_str(&ddl.engine("MergeTree", &[])),
+        Engine::CoalescingMergeTree => sql.push_str(&ddl.engine("CoalescingMergeTree", &[])),
+        Engine::ReplacingMergeTree => sql.push_str(&ddl.engine("ReplacingMergeTree", &[ident(VERSION), ident(&own.flag)])),
     }
     if options.engine != Engine::Null {
         if let Some(expression) = &options.partition_by {
@@ -155,7 +158,7 @@ fn statement(
         }
         let window = (chunks * BLOCKS_PER_CHUNK).max(1000);
         let mut settings = vec![
-            format!("non_replicated_deduplication_window = {window}"),
+            ddl.remembering(window),
             // The source forgets what is confirmed to it: that must survive a power failure.
             "fsync_after_insert = 1".into(),
             "fsync_part_directory = 1".into(),
@@ -204,22 +207,46 @@ mod tests {
     }
 
     fn sql(options: &ClickHouseTable, synced_at: Option<&str>) -> String {
+        sql_for(Ddl(None), options, synced_at)
+    }
+
+    fn sql_for(ddl: Ddl<'_>, options: &ClickHouseTable, synced_at: Option<&str>) -> String {
         let name = TableName { schema: "shop".into(), name: "orders_resync_e2g1".into() };
         let own = Own { flag: "_peerdb_is_deleted".into(), synced_at: synced_at.map(str::to_string) };
         let mark = Mark { mirror: "u".into(), epoch: 2, table: 3, generation: Some(1) };
-        statement(&name, &table(), options, &own, &[("customer".into(), "CODEC(ZSTD(3))".into())], 2, &mark)
+        statement(ddl, &name, &table(), options, &own, &[("customer".into(), "CODEC(ZSTD(3))".into())], 2, &mark)
     }
 
     #[test]
     fn the_default_keeps_the_last_version_by_the_sources_key() {
         assert_eq!(
             sql(&ClickHouseTable::default(), Some("at")),
-            "CREATE OR REPLACE TABLE `shop`.`orders_resync_e2g1` (`id` Int64, `customer` Int64 CODEC(ZSTD(3)), `it's \\`odd\\`` Nullable(String), \
+            "CREATE TABLE IF NOT EXISTS `shop`.`orders_resync_e2g1` (`id` Int64, `customer` Int64 CODEC(ZSTD(3)), `it's \\`odd\\`` Nullable(String), \
              `_peerdb_is_deleted` UInt8 DEFAULT 0, `at` DateTime64(6, 'UTC') DEFAULT now64(6), `_peerdb_version` UInt64 DEFAULT 0) \
              ENGINE = ReplacingMergeTree(`_peerdb_version`, `_peerdb_is_deleted`) ORDER BY (`id`) \
              SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1 \
              COMMENT '[mirror-operator u e2 t3 g1]'"
         );
+    }
+
+    #[test]
+    fn in_a_cluster_every_replica_has_it() {
+        let engine = |engine| {
+            let sql = sql_for(Ddl(Some("c")), &ClickHouseTable { engine, ..ClickHouseTable::default() }, None);
+            let (start, rest) = sql.split_once(" (").unwrap();
+            assert_eq!(start, "CREATE TABLE IF NOT EXISTS `shop`.`orders_resync_e2g1` ON CLUSTER `c`");
+            rest.split_once(" ENGINE = ").unwrap().1.split_once(", fsync").map_or(rest.to_string(), |(engine, _)| engine.to_string())
+        };
+        let replica = "'/clickhouse/tables/{uuid}/{shard}', '{replica}'";
+        let settings =
+            "ORDER BY (`id`) SETTINGS replicated_deduplication_window = 1000, replicated_deduplication_window_seconds = 31536000";
+        assert_eq!(
+            engine(Engine::ReplacingMergeTree),
+            format!("ReplicatedReplacingMergeTree({replica}, `_peerdb_version`, `_peerdb_is_deleted`) {settings}")
+        );
+        assert_eq!(engine(Engine::CoalescingMergeTree), format!("ReplicatedCoalescingMergeTree({replica}) {settings}"));
+        assert_eq!(engine(Engine::MergeTree), format!("ReplicatedMergeTree({replica}) {settings}"));
+        assert!(engine(Engine::Null).contains(" ENGINE = Null COMMENT "));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! `EXCHANGE TABLES` done twice would bring the old table back, and no server can be asked to do it under a condition. So each attempt first gives the
 //! shadow a name that no other attempt has, then looks whether that is still the shadow, and exchanges by that name: whoever comes late, or again after
-//! a lost reply, finds no table of the name that he knows.
+//! a lost reply, finds no table of the name that he knows. Where a server cannot exchange tables, one statement renames both.
 
 use std::time::Duration;
 
@@ -12,10 +12,9 @@ use tokio::time::Instant;
 use super::{
     ClickHouse,
     error::{Refusal, UNKNOWN_TABLE, meaning},
-    ledger::{self, Carried, Fact, Sealed, Swapped, Table, shadow_of},
+    ledger::{self, Carried, Fact, Gap, Sealed, Swapped, Table, shadow_of},
     live, mark,
     mark::Mark,
-    quote::{literal, qualified},
     retire,
 };
 use crate::{destination::Error, name, report::SwapReport, table::TableName};
@@ -23,6 +22,9 @@ use crate::{destination::Error, name, report::SwapReport, table::TableName};
 /// How often a swap of one table is begun anew because somebody else was at it.
 const ATTEMPTS: u32 = 20;
 const TABLE_ALREADY_EXISTS: u32 = 57;
+/// What `EXCHANGE TABLES` is answered on a file system that cannot exchange names, and in databases of the engine Ordinary.
+const UNSUPPORTED_METHOD: u32 = 1;
+const NOT_IMPLEMENTED: u32 = 48;
 
 /// See [`Destination::swap`](crate::destination::Destination::swap).
 pub(super) async fn swap(at: &ClickHouse) -> Result<SwapReport, Error> {
@@ -84,18 +86,54 @@ async fn exchange(at: &ClickHouse, table: &Table) -> Result<u32, Error> {
         }
         let Some(shadow) = shadow(at, table).await? else { continue };
         let ours = TableName { schema: name.schema.clone(), name: mark::swap(name, at.brief.epoch, super::random()) };
-        let rename = format!("RENAME TABLE {} TO {}", quoted(&shadow), quoted(&ours));
+        let rename = at.ddl().rename(&[(&shadow, &ours)]);
         if !went_through(at.client()?.try_run(&rename, &[]).await, &doing)? || !is_shadow(at, table, &ours).await? {
             continue;
         }
         at.fence().await?;
         let sql = match &live {
-            Some(_) => format!("EXCHANGE TABLES {} AND {}", quoted(name), quoted(&ours)),
-            None => format!("RENAME TABLE {} TO {}", quoted(&ours), quoted(name)),
+            Some(_) => at.ddl().exchange(name, &ours),
+            None => at.ddl().rename(&[(&ours, name)]),
         };
-        went_through(at.client()?.try_run(&sql, &[]).await, &doing)?;
+        match at.client()?.try_run(&sql, &[]).await {
+            Err(refusal) if live.is_some() && matches!(refusal.code, UNSUPPORTED_METHOD | NOT_IMPLEMENTED) => {
+                one_after_the_other(at, table, &ours).await?;
+            }
+            outcome => drop(went_through(outcome, &doing)?),
+        }
     }
     Err(Error::Transient(format!("{doing}: somebody else is at the same; it is tried again")))
+}
+
+/// Where tables cannot be exchanged, the old one gives way first: for a moment there is none.
+///
+/// Done again, or late, the statement fails at its first element, for the shadow has the name that it begins with only once, and so takes nothing away. Where the
+/// server ends in the middle, the next attempt finds the shadow by its mark and no table of the live name.
+async fn one_after_the_other(at: &ClickHouse, table: &Table, ours: &TableName) -> Result<(), Error> {
+    let name = &table.schema.destination;
+    let fresh = || TableName { schema: name.schema.clone(), name: mark::swap(name, at.brief.epoch, super::random()) };
+    let (new, old) = (fresh(), fresh());
+    at.record(&[at.entry(table.schema.number, 0, &Gap {})?]).await?;
+    at.fence().await?;
+    let sql = at.ddl().rename(&[(ours, &new), (name, &old), (&new, name)]);
+    went_through(at.client()?.try_run(&sql, &[]).await, &format!("swapping {name}")).map(drop)
+}
+
+/// Gives their names back to tables that gave way to shadows which never came. Once those are dropped, no late statement takes the names again.
+pub(super) async fn put_back(at: &ClickHouse) -> Result<(), Error> {
+    for (_, _, table) in at.facts(&[Table::KIND]).await?.all::<Table>()? {
+        let name = &table.schema.destination;
+        if live::find(at, name).await?.is_some() {
+            continue;
+        }
+        let attempts = live::names(at, &name.schema, "").await?;
+        for old in attempts.into_iter().filter(|old| mark::is_swap(name, old) && mark::is_any_swap(old, at.brief.epoch)) {
+            let old = TableName { schema: name.schema.clone(), name: old };
+            let doing = format!("giving {name} its name back");
+            went_through(at.client()?.try_run(&at.ddl().rename(&[(&old, name)]), &[]).await, &doing)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a statement was done; false if one of its tables is not there, or is there already.
@@ -138,14 +176,10 @@ async fn put_aside(at: &ClickHouse, table: &Table) -> Result<(), Error> {
     for old in live::names(at, &name.schema, "").await?.into_iter().filter(|other| mark::is_swap(name, other)) {
         let old = TableName { schema: name.schema.clone(), name: old };
         let Some(found) = live::find(at, &old).await? else { continue };
-        let comment = format!("ALTER TABLE {} MODIFY COMMENT {}", quoted(&old), literal(&mark.comment(&found.words)));
+        let comment = at.ddl().mark(&old, &mark, &found.words);
         went_through(at.client()?.try_run(&comment, &[]).await, &doing)?;
         // A name that is taken is no harm: the mark is what tells it.
-        went_through(at.client()?.try_run(&format!("RENAME TABLE {} TO {}", quoted(&old), quoted(&retired)), &[]).await, &doing)?;
+        went_through(at.client()?.try_run(&at.ddl().rename(&[(&old, &retired)]), &[]).await, &doing)?;
     }
     Ok(())
-}
-
-fn quoted(table: &TableName) -> String {
-    qualified(&table.schema, &table.name)
 }

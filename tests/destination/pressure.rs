@@ -1,0 +1,83 @@
+//! A server that cannot merge as fast as is written: it refuses, nothing is lost, and it goes on.
+
+use std::collections::BTreeMap;
+
+use mirror_operator::{
+    api::clickhouse::ClickHouseTable,
+    destination::{Counts, Error},
+    postgres::Lsn,
+};
+
+use crate::{
+    clickhouse::{streaming, t, upsert},
+    fixture::{Fixture, boundary, from_loaded, load, open, plan},
+    on_clickhouse::OnClickHouse,
+    support::until,
+};
+
+/// A table that takes two parts, and no third before they are merged.
+async fn narrow() -> OnClickHouse {
+    let settings = BTreeMap::from([("parts_to_throw_insert".to_string(), "2".to_string())]);
+    OnClickHouse::new().await.with(ClickHouseTable { settings, ..ClickHouseTable::default() })
+}
+
+/// The refusal, which is to be tried again, in words for people.
+fn told(outcome: Result<impl std::fmt::Debug, Error>) {
+    assert!(matches!(&outcome, Err(Error::Transient(words)) if words.contains("merges too slowly")), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_waits_for_merges() {
+    let place = narrow().await;
+    let at = open(&place.brief(1)).await;
+    at.begin().await.unwrap();
+    at.create_shadows(boundary(1), &[t(&place)], &plan(&[4])).await.unwrap();
+    place.run(&format!("SYSTEM STOP MERGES public.{}", place.shadow("t"))).await;
+    let row = |chunk: u32| format!("{chunk}\tname\tkind");
+    let chunk = async |chunk: u32| load(&*at, &t(&place), chunk, &[&row(chunk)]).await;
+    for number in 0..2 {
+        chunk(number).await.unwrap();
+    }
+    for _ in 0..2 {
+        told(chunk(2).await);
+    }
+    assert_eq!(at.pending(0).await.unwrap().iter().map(|c| c.number).collect::<Vec<_>>(), [2, 3]);
+    place.run(&format!("SYSTEM START MERGES public.{}", place.shadow("t"))).await;
+    for number in 2..4 {
+        place.run(&format!("OPTIMIZE TABLE public.{} FINAL", place.shadow("t"))).await;
+        chunk(number).await.unwrap();
+    }
+    from_loaded(&*at).await.unwrap();
+    assert_eq!(place.read("t", &["id"]).await, ["0|f", "1|f", "2|f", "3|f"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_waits_for_merges() {
+    let place = narrow().await;
+    let at = streaming(&place).await;
+    place.run("SYSTEM STOP MERGES public.t").await;
+    // What the stream does: it opens the applier, goes on from the checkpoint, and starts again after an error.
+    let stream = async || -> Result<(), Error> {
+        let mut to = at.applier().await?;
+        let from = to.position().0.max(1999) + 1;
+        for position in from..2010 {
+            let change = upsert(&format!("{position}|new|b"));
+            to.write(&t(&place), vec![change], vec![Lsn(position)], Counts { inserts: 1, ..Counts::default() }).await?;
+            to.commit(Lsn(position)).await?;
+        }
+        Ok(())
+    };
+    told(stream().await);
+    let reached = at.state().await.unwrap().unwrap().applied_lsn;
+    told(stream().await);
+    assert!(reached < Lsn(2009) && at.state().await.unwrap().unwrap().applied_lsn == reached);
+    place.run("SYSTEM START MERGES public.t").await;
+    until("all is streamed", async || {
+        place.run("OPTIMIZE TABLE public.t FINAL").await;
+        stream().await.is_ok()
+    })
+    .await;
+    let expected: Vec<String> = ["1|f".to_string(), "2|f".into()].into_iter().chain((2000..2010).map(|id| format!("{id}|f"))).collect();
+    assert_eq!(place.read("t", &["id"]).await, expected);
+    assert_eq!(at.progress().await.unwrap().1[0].inserts, 10);
+}
