@@ -7,17 +7,10 @@ mod support;
 
 mod carry;
 mod clickhouse;
-mod cluster;
-mod coalescing;
 mod contract;
-mod dependents;
 mod fixture;
 mod on_clickhouse;
 mod on_postgres;
-mod ordinary;
-mod pressure;
 mod proxy;
 mod speed;
 mod swap;
-mod tls;
-mod types;

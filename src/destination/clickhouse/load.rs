@@ -4,6 +4,7 @@ use std::hash::{DefaultHasher, Hasher};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
+use tokio::sync::mpsc;
 
 use super::{
     ClickHouse,
@@ -96,32 +97,49 @@ async fn copy(
     table: &TableSchema,
     chunk: &Chunk,
     into: &Table,
-    mut rows: BoxStream<'_, Result<Bytes, String>>,
+    rows: BoxStream<'_, Result<Bytes, String>>,
     doing: &str,
 ) -> Result<Loaded, Gone> {
     let encoder =
         RowEncoder::new(table, own::rules(&at.options(table))).map_err(|why| permanent("TypeUnsupported", format!("{doing}: {why}")))?;
-    let mut reader = CopyReader::new(&encoder, table.binary());
+    let reader = CopyReader::new(&encoder, table.binary());
     let shadow = qualified(&table.destination.schema, &shadow_of(at, into));
     let target = format!("{shadow} ({})", list(table.copied().map(|c| &c.destination)));
-    let mut sending = Sending { at, target, prefix: format!("{}/{}", into.generation, chunk.number), blocks: 0, doing };
-    let (mut block, mut bytes) = (Vec::new(), 0);
+    let sending = Sending { at, target, prefix: format!("{}/{}", into.generation, chunk.number), doing };
+    let (full, blocks) = mpsc::channel(1);
+    let filling = async { Ok(fill(reader, rows, full, |error| refused(table, &error, doing)).await?) };
+    // Whichever fails ends the other.
+    tokio::try_join!(filling, sending.all(blocks)).map(|(loaded, ())| loaded)
+}
+
+/// Makes blocks of the rows. Room for the next one is awaited before it is begun: one is filled while another is on its way, and no more.
+async fn fill(
+    mut reader: CopyReader<'_>,
+    mut rows: BoxStream<'_, Result<Bytes, String>>,
+    full: mpsc::Sender<Vec<u8>>,
+    refused: impl Fn(CopyError) -> Error,
+) -> Result<Loaded, Error> {
+    // There is no room any more if sending has failed, and then this is dropped too.
+    let mut room = full.reserve_owned().await.ok();
+    let empty = || Vec::with_capacity(BLOCK + BLOCK / 8);
+    let (mut block, mut bytes) = (empty(), 0);
     while let Some(piece) = rows.next().await {
         let piece = piece.map_err(Error::Source)?;
         bytes += piece.len() as u64;
         reader.push(&piece);
-        while reader.next_row(&mut block).map_err(|e| refused(table, &e, doing))? {
-            if block.len() >= BLOCK {
-                sending.send(&block).await?;
-                block.clear();
+        while reader.next_row(&mut block).map_err(&refused)? {
+            if block.len() >= BLOCK
+                && let Some(taken) = room.take()
+            {
+                room = taken.send(std::mem::replace(&mut block, empty())).reserve_owned().await.ok();
             }
         }
     }
     if !reader.is_whole() {
-        return Err(Error::Source("the rows end in the middle of one".into()).into());
+        return Err(Error::Source("the rows end in the middle of one".into()));
     }
-    if !block.is_empty() {
-        sending.send(&block).await?;
+    if let Some(room) = room.filter(|_| !block.is_empty()) {
+        room.send(block);
     }
     Ok(Loaded { rows: reader.rows(), bytes })
 }
@@ -130,17 +148,25 @@ struct Sending<'a> {
     at: &'a ClickHouse,
     target: String,
     prefix: String,
-    blocks: u32,
     doing: &'a str,
 }
 
 impl Sending<'_> {
-    async fn send(&mut self, block: &[u8]) -> Result<(), Gone> {
+    /// Sends blocks as they come, until there are no more.
+    async fn all(&self, mut blocks: mpsc::Receiver<Vec<u8>>) -> Result<(), Gone> {
+        let mut number = 0;
+        while let Some(block) = blocks.recv().await {
+            self.send(number, &block).await?;
+            number += 1;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, number: u32, block: &[u8]) -> Result<(), Gone> {
         // The same in every process of one build, and an epoch keeps its image.
         let mut hasher = DefaultHasher::new();
         hasher.write(block);
-        let token = format!("{}/{}/{:016x}", self.prefix, self.blocks, hasher.finish());
-        self.blocks += 1;
+        let token = format!("{}/{}/{:016x}", self.prefix, number, hasher.finish());
         self.at.client()?.insert(&self.target, &token, block).await.map_err(|refusal| {
             let error = meaning(&refusal, self.doing);
             if refusal.code == UNKNOWN_TABLE { Gone::Table(Error::Transient(error.to_string())) } else { Gone::No(error) }

@@ -1,5 +1,13 @@
 //! What is ClickHouse's own: the change stream, what hangs on a table that is exchanged, and what is refused.
 
+mod cluster;
+mod coalescing;
+mod dependents;
+mod ordinary;
+mod pressure;
+mod tls;
+mod types;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
