@@ -13,7 +13,7 @@ SOURCE_POSTGRES ?= 15
 DESTINATION_POSTGRES ?= 15
 export PGPASSWORD ?= testbed-secret
 # End-to-end tests at the same time; those that others would notice run alone whatever it says.
-E2E_THREADS ?= 3
+E2E_THREADS ?= 5
 # Only tests whose name contains this.
 TEST ?=
 
