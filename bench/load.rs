@@ -171,9 +171,8 @@ impl Track<'_> {
 
     async fn pass_through(&self) -> Times {
         let destination = self.destination().await;
-        // The table that ours fills: with the two columns of its own.
-        let own = "\"_PEERDB_IS_DELETED\" boolean NOT NULL DEFAULT false, \"_PEERDB_SYNCED_AT\" timestamptz NOT NULL DEFAULT now()";
-        execute(&destination, &format!("CREATE TABLE firenibble ({COLUMNS}, {own}) WITH (autovacuum_enabled = false)")).await;
+        // As ours fills it: the columns of its own are added later.
+        execute(&destination, &format!("CREATE TABLE firenibble ({COLUMNS}) WITH (autovacuum_enabled = false)")).await;
         let begun = Instant::now();
         let all = self.ranges.iter().map(|ranges| {
             let mut command = Command::new(std::env::current_exe().expect("this program"));
