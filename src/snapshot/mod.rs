@@ -1,6 +1,7 @@
 //! The body of a snapshot Job's pod: loads the chunks of one partition.
 
 mod patience;
+mod reading;
 mod worker;
 
 use crate::{brief::Brief, destination, report::Failure, trouble::Trouble};
