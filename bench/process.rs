@@ -22,7 +22,7 @@ impl Running {
 
     /// Ends it as Kubernetes does at first, and waits.
     pub fn end(mut self) {
-        let _ = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status();
+        let _ = Command::new("sh").args(["-c", &format!("kill -TERM {}", self.0.id())]).status();
         let _ = self.0.wait();
     }
 

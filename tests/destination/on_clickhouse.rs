@@ -37,15 +37,20 @@ pub struct Place<const ATOMIC: bool> {
     _guard: Arc<Guard>,
 }
 
-struct Guard(String);
+struct Guard(Connection);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        let sql = format!("DROP DATABASE IF EXISTS {} SYNC", ident(&self.0));
+        let (to, sql) = (server_of(&self.0), format!("DROP DATABASE IF EXISTS {} SYNC", ident(&self.0.database)));
         // The test's own runtime cannot be waited for from here.
-        let end = move || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(ask(server(), &sql));
+        let end = move || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(ask(&to, &sql));
         let _ = std::thread::spawn(end).join();
     }
+}
+
+/// Its server, whatever databases it has.
+fn server_of(to: &Connection) -> Connection {
+    Connection { database: "default".into(), ..to.clone() }
 }
 
 /// The server; one password file serves all tests.
@@ -85,20 +90,25 @@ impl<const ATOMIC: bool> Place<ATOMIC> {
     }
 
     /// An empty database of this name.
-    async fn named(database: &str, unique: &str) -> Self {
-        let mut to = server().clone();
-        to.database = database.into();
-        ask(server(), &format!("DROP DATABASE IF EXISTS {} SYNC", ident(database))).await.unwrap();
+    async fn named(server: &Connection, database: &str, unique: &str) -> Self {
+        let to = Connection { database: database.into(), ..server.clone() };
+        ask(server, &format!("DROP DATABASE IF EXISTS {} SYNC", ident(database))).await.unwrap();
         let engine = if ATOMIC { "Atomic" } else { "Ordinary" };
-        let sql = format!("CREATE DATABASE {} ENGINE = {engine}", ident(&to.database));
-        ask_with(server(), &sql, &[("allow_deprecated_database_ordinary", "1")]).await.unwrap();
-        let _guard = Arc::new(Guard(to.database.clone()));
+        let sql = format!("CREATE DATABASE {} ENGINE = {engine}", ident(database));
+        ask_with(server, &sql, &[("allow_deprecated_database_ordinary", "1")]).await.unwrap();
+        let _guard = Arc::new(Guard(to.clone()));
         Self { to, options: vec![], uid: format!("{unique}-4000-8000-000000000001"), _guard }
+    }
+
+    /// An empty database of a server.
+    pub async fn at(server: &Connection) -> Self {
+        let unique = unique();
+        Self::named(server, &format!("mo_test_{}", unique.replace('-', "_")), &unique).await
     }
 
     /// The one whose table `t` the server's user `reader` may read, in part.
     pub async fn granted() -> Self {
-        Self::named("mo_granted", &unique()).await
+        Self::named(server(), "mo_granted", &unique()).await
     }
 
     /// Runs a statement under an id.
@@ -116,8 +126,7 @@ impl<const ATOMIC: bool> Place<ATOMIC> {
 #[async_trait]
 impl<const ATOMIC: bool> Fixture for Place<ATOMIC> {
     async fn new() -> Self {
-        let unique = unique();
-        Self::named(&format!("mo_test_{}", unique.replace('-', "_")), &unique).await
+        Self::at(server()).await
     }
 
     fn brief(&self, epoch: u32) -> Brief {

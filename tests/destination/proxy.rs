@@ -50,7 +50,8 @@ impl Proxy {
         let counter = seen.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let server = TcpStream::connect((server.0.as_str(), server.1)).await.unwrap();
+                // A server that is away refuses; so does this, by hanging up.
+                let Ok(server) = TcpStream::connect((server.0.as_str(), server.1)).await else { continue };
                 tokio::spawn(connection(client, server, counter.clone(), cut_at, http.clone()));
             }
         });

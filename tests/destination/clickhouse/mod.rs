@@ -3,6 +3,7 @@
 mod cluster;
 mod coalescing;
 mod dependents;
+mod killed;
 mod ordinary;
 mod pressure;
 mod tls;
