@@ -3,7 +3,11 @@
 use mirror_operator::api::{Mirror, Peer, resync::Phase};
 use serde_json::{Value, json};
 
-use crate::world::{LIMIT, World, judged, until};
+use crate::{
+    gate::NODE,
+    tls,
+    world::{LIMIT, World, judged, until},
+};
 
 const ORDERS: &str = "CREATE TABLE orders (id bigint PRIMARY KEY, customer bigint NOT NULL, total numeric(12,2), note text);
     INSERT INTO orders SELECT i, i % 100, i * 1.5, 'note ' || i FROM generate_series(1, 20000) i";
@@ -47,6 +51,21 @@ fn mirror(world: &World, order_by: &[&str]) -> Value {
     world.mirror("orders", &["public.orders"], json!({ "destination": { "peer": "clickhouse" }, "tables": [table] }))
 }
 
+/// An empty database of its own for the test, and the Secret with the server's password.
+async fn place(world: &World, server: &Server) {
+    let database = world.database();
+    server.ask(&format!("DROP DATABASE IF EXISTS {database} SYNC")).await.unwrap();
+    server.ask(&format!("CREATE DATABASE {database}")).await.unwrap();
+    world.secret("clickhouse", &[("password", &server.password)]).await;
+}
+
+/// The end of a test with a database.
+async fn end(world: World, server: &Server) {
+    let database = world.database().to_string();
+    world.end().await;
+    server.ask(&format!("DROP DATABASE {database} SYNC")).await.unwrap();
+}
+
 /// Awaits that the live rows are the source's.
 async fn equal(world: &World, server: &Server) {
     let here = "SELECT count(*)::text || ' ' || coalesce(sum(id), 0)::text || ' ' || coalesce(trim_scale(sum(total)), 0)::text FROM orders";
@@ -67,9 +86,7 @@ async fn another_order_by_comes_with_a_resync_and_deleted_rows_are_carried() {
     let world = World::new("clickhouse").await;
     let server = Server::new();
     let database = world.database();
-    server.ask(&format!("DROP DATABASE IF EXISTS {database} SYNC")).await.unwrap();
-    server.ask(&format!("CREATE DATABASE {database}")).await.unwrap();
-    world.secret("clickhouse", &[("password", &server.password)]).await;
+    place(&world, &server).await;
     world.apply(server.peer("clickhouse", database, &server.user)).await.unwrap();
     let (ready, _, message) = judged(&world, "clickhouse").await;
     assert_eq!(ready, "True", "{message}");
@@ -101,9 +118,42 @@ async fn another_order_by_comes_with_a_resync_and_deleted_rows_are_carried() {
     world.source.batch_execute("UPDATE orders SET customer = customer + 1 WHERE id <= 50; DELETE FROM orders WHERE id = 51").await.unwrap();
     equal(&world, &server).await;
 
-    let database = database.to_string();
-    world.end().await;
-    server.ask(&format!("DROP DATABASE {database} SYNC")).await.unwrap();
+    end(world, &server).await;
+}
+
+#[tokio::test]
+async fn a_server_behind_tls_is_verified_and_mirrored_to() {
+    if std::env::var("CLUSTER").is_ok_and(|c| c == "existing") {
+        return; // Pods there do not reach this process.
+    }
+    let world = World::new("clickhouse-tls").await;
+    let server = Server::new();
+    place(&world, &server).await;
+    let certificates = tls::certificates(&format!("IP:{NODE}"));
+    let (host, port) = server.address.rsplit_once(':').unwrap();
+    let port = tls::proxy(&certificates, NODE, (host.into(), port.parse().unwrap())).await;
+    world.secret("authority", &[("ca.crt", &std::fs::read_to_string(certificates.join("ca.crt")).unwrap())]).await;
+    let peer = |name: &str, tls: Value| {
+        let mut peer = server.peer(name, world.database(), &server.user);
+        let to = &mut peer["spec"]["clickhouse"];
+        (to["host"], to["port"], to["tls"]) = (json!(NODE), json!(port), tls);
+        peer
+    };
+    world.apply(peer("stranger", json!({ "mode": "VerifyFull" }))).await.unwrap();
+    let (ready, _, message) = judged(&world, "stranger").await;
+    assert_eq!(ready, "False", "{message}");
+    assert!(message.contains("certificate"), "{message}");
+    world
+        .apply(peer("clickhouse", json!({ "mode": "VerifyFull", "caSecretRef": { "name": "authority", "key": "ca.crt" } })))
+        .await
+        .unwrap();
+    world.source.batch_execute(ORDERS).await.unwrap();
+    world.apply(mirror(&world, &[])).await.unwrap();
+    world.ready("orders").await;
+    world.source.batch_execute("UPDATE orders SET total = 7 WHERE id <= 500").await.unwrap();
+    equal(&world, &server).await;
+    std::fs::remove_dir_all(certificates).unwrap();
+    end(world, &server).await;
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use tokio::{
 use crate::world::address;
 
 /// Where pods reach what listens on the cluster's node.
-const NODE: &str = "10.87.0.1";
+pub const NODE: &str = "10.87.0.1";
 
 /// How the gate stands.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -16,5 +16,7 @@ mod gate;
 mod life;
 mod rules;
 mod stream;
+#[path = "../support/tls.rs"]
+mod tls;
 mod visible;
 mod world;
