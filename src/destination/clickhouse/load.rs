@@ -1,15 +1,17 @@
 //! One chunk into its shadow, in blocks that are each written once.
 
-use std::hash::{DefaultHasher, Hasher};
+use std::{hash::Hasher, io::Write};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
+use lz4_flex::frame::{Error as PackError, FrameEncoder};
 use tokio::sync::mpsc;
+use twox_hash::XxHash3_64;
 
 use super::{
     ClickHouse,
-    encode::{CopyError, CopyReader, RowEncoder},
-    error::{UNKNOWN_TABLE, meaning, permanent},
+    encode::{Block, CopyError, CopyReader, RowEncoder},
+    error::{Refusal, UNKNOWN_TABLE, meaning, permanent},
     ledger::{Done, Fact, Facts, Planned, Snapshot, Table, shadow_of},
     own::{self, list},
     quote::qualified,
@@ -21,7 +23,7 @@ use crate::{
 
 /// A block ends with the row that fills it. Where that is depends on the rows alone, so that a chunk that is read again falls into the same blocks. One is
 /// filled while another is on its way: they are what a worker's memory holds.
-const BLOCK: usize = 24 << 20;
+const BLOCK: usize = 32 << 20;
 
 /// See [`Destination::load_chunk`](crate::destination::Destination::load_chunk).
 ///
@@ -102,36 +104,43 @@ async fn copy(
 ) -> Result<Loaded, Gone> {
     let encoder =
         RowEncoder::new(table, own::rules(&at.options(table))).map_err(|why| permanent("TypeUnsupported", format!("{doing}: {why}")))?;
-    let reader = CopyReader::new(&encoder, table.binary());
     let shadow = qualified(&table.destination.schema, &shadow_of(at, into));
-    let target = format!("{shadow} ({})", list(table.copied().map(|c| &c.destination)));
-    let sending = Sending { at, target, prefix: format!("{}/{}", into.generation, chunk.number), doing };
+    let sending = Sending {
+        at,
+        target: format!("{shadow} ({})", list(table.copied().map(|c| &c.destination))),
+        encoder: &encoder,
+        names: table.copied().map(|c| c.destination.clone()).collect(),
+        prefix: format!("{}/{}", into.generation, chunk.number),
+        doing,
+    };
     let (full, blocks) = mpsc::channel(1);
-    let filling = async { Ok(fill(reader, rows, full, |error| refused(table, &error, doing)).await?) };
+    let filling = async { Ok(fill(&encoder, table.binary(), rows, full, |error| refused(table, &error, doing)).await?) };
     // Whichever fails ends the other.
     tokio::try_join!(filling, sending.all(blocks)).map(|(loaded, ())| loaded)
 }
 
 /// Makes blocks of the rows. Room for the next one is awaited before it is begun: one is filled while another is on its way, and no more.
 async fn fill(
-    mut reader: CopyReader<'_>,
+    encoder: &RowEncoder,
+    binary: bool,
     mut rows: BoxStream<'_, Result<Bytes, String>>,
-    full: mpsc::Sender<Vec<u8>>,
+    full: mpsc::Sender<Block>,
     refused: impl Fn(CopyError) -> Error,
 ) -> Result<Loaded, Error> {
     // There is no room any more if sending has failed, and then this is dropped too.
     let mut room = full.reserve_owned().await.ok();
-    let empty = || Vec::with_capacity(BLOCK + BLOCK / 8);
-    let (mut block, mut bytes) = (empty(), 0);
+    let mut reader = CopyReader::new(encoder, binary);
+    let (mut block, mut bytes) = (Block::new(encoder, None), 0);
     while let Some(piece) = rows.next().await {
         let piece = piece.map_err(Error::Source)?;
         bytes += piece.len() as u64;
         reader.push(&piece);
         while reader.next_row(&mut block).map_err(&refused)? {
-            if block.len() >= BLOCK
+            if block.bytes() >= BLOCK
                 && let Some(taken) = room.take()
             {
-                room = taken.send(std::mem::replace(&mut block, empty())).reserve_owned().await.ok();
+                let next = Block::new(encoder, Some(&block));
+                room = taken.send(std::mem::replace(&mut block, next)).reserve_owned().await.ok();
             }
         }
     }
@@ -147,31 +156,52 @@ async fn fill(
 struct Sending<'a> {
     at: &'a ClickHouse,
     target: String,
+    encoder: &'a RowEncoder,
+    names: Vec<String>,
     prefix: String,
     doing: &'a str,
 }
 
 impl Sending<'_> {
     /// Sends blocks as they come, until there are no more.
-    async fn all(&self, mut blocks: mpsc::Receiver<Vec<u8>>) -> Result<(), Gone> {
+    async fn all(&self, mut blocks: mpsc::Receiver<Block>) -> Result<(), Gone> {
         let mut number = 0;
         while let Some(block) = blocks.recv().await {
-            self.send(number, &block).await?;
+            self.send(number, block).await?;
             number += 1;
         }
         Ok(())
     }
 
-    async fn send(&self, number: u32, block: &[u8]) -> Result<(), Gone> {
-        // The same in every process of one build, and an epoch keeps its image.
-        let mut hasher = DefaultHasher::new();
-        hasher.write(block);
-        let token = format!("{}/{}/{:016x}", self.prefix, number, hasher.finish());
-        self.at.client()?.insert(&self.target, &token, block).await.map_err(|refusal| {
-            let error = meaning(&refusal, self.doing);
-            if refusal.code == UNKNOWN_TABLE { Gone::Table(Error::Transient(error.to_string())) } else { Gone::No(error) }
-        })
+    async fn send(&self, number: u32, block: Block) -> Result<(), Gone> {
+        let packed = self.pack(&block).map_err(|e| Error::Transient(format!("{}: compressing rows: {e}", self.doing)))?;
+        drop(block);
+        let token = format!("{}/{number}/{:016x}", self.prefix, packed.hash);
+        self.at.client()?.insert(&self.target, &token, packed.bytes).await.map_err(|refusal| self.refusal(&refusal))
     }
+
+    fn refusal(&self, refusal: &Refusal) -> Gone {
+        let error = meaning(refusal, self.doing);
+        if refusal.code == UNKNOWN_TABLE { Gone::Table(Error::Transient(error.to_string())) } else { Gone::No(error) }
+    }
+
+    fn pack(&self, block: &Block) -> Result<Packed, PackError> {
+        let mut hasher = XxHash3_64::with_seed(0);
+        let mut packer = FrameEncoder::new(Vec::with_capacity(block.bytes() / 2));
+        block.pieces(self.encoder, &self.names, |piece| {
+            hasher.write(piece);
+            packer.write_all(piece).map_err(PackError::from)
+        })?;
+        Ok(Packed { bytes: packer.finish()?, hash: hasher.finish() })
+    }
+}
+
+/// A block as it is sent.
+struct Packed {
+    /// An LZ4 frame.
+    bytes: Vec<u8>,
+    /// Of what is in it.
+    hash: u64,
 }
 
 fn refused(table: &TableSchema, error: &CopyError, doing: &str) -> Error {

@@ -2,7 +2,7 @@
 
 use bytes::{Buf, BytesMut};
 
-use super::{Refused, RowEncoder};
+use super::{Refused, RowEncoder, sink::Rows};
 
 /// What a binary stream begins with (PostgreSQL docs, "COPY", "Binary Format").
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
@@ -56,18 +56,14 @@ impl<'a> CopyReader<'a> {
     }
 
     /// Writes the next row; false if it is not complete yet.
-    pub fn next_row(&mut self, out: &mut Vec<u8>) -> Result<bool, CopyError> {
+    pub fn next_row(&mut self, out: &mut impl Rows) -> Result<bool, CopyError> {
         if !self.started && !self.header()? || self.ended || self.buffer.is_empty() {
             return Ok(false);
         }
-        let start = out.len();
         let read = if self.binary { self.tuple(out)? } else { self.line(out)? };
-        match read {
-            Some(length) => {
-                self.buffer.advance(length);
-                self.rows += u64::from(!self.ended);
-            }
-            None => out.truncate(start),
+        if let Some(length) = read {
+            self.buffer.advance(length);
+            self.rows += u64::from(!self.ended);
         }
         Ok(read.is_some() && !self.ended)
     }
@@ -86,9 +82,9 @@ impl<'a> CopyReader<'a> {
         Ok(true)
     }
 
-    /// Writes a tuple; its length, or `None` if it is not complete.
-    fn tuple(&mut self, out: &mut Vec<u8>) -> Result<Option<usize>, CopyError> {
-        let Some(head) = self.buffer.first_chunk::<2>() else { return Ok(None) };
+    /// Writes a tuple; its length, or `None` if it is not complete, and then nothing is written.
+    fn tuple(&mut self, out: &mut impl Rows) -> Result<Option<usize>, CopyError> {
+        let Some((head, fields)) = self.buffer.split_first_chunk::<2>() else { return Ok(None) };
         match i16::from_be_bytes(*head) {
             -1 => {
                 self.ended = true;
@@ -97,14 +93,20 @@ impl<'a> CopyReader<'a> {
             count if usize::try_from(count) != Ok(self.encoder.columns.len()) => return Err(CopyError::Malformed),
             _ => {}
         }
-        let mut rest = &self.buffer[2..];
+        let mut rest = fields;
+        if self.encoder.columns.iter().any(|_| field(&mut rest).is_err()) {
+            return Ok(None);
+        }
+        let length = self.buffer.len() - rest.len();
+        rest = fields;
         for (place, column) in self.encoder.columns.iter().enumerate() {
             let Ok(field) = field(&mut rest) else { return Ok(None) };
-            if let Err(why) = column.put(field, true, out) {
+            if let Err(why) = column.put(field, true, out.column(place)) {
                 return Err(self.refused(place, why, self.fields()));
             }
         }
-        Ok(Some(self.buffer.len() - rest.len()))
+        out.end_row();
+        Ok(Some(length))
     }
 
     /// The fields of the tuple at the front, as far as they are there.
@@ -113,17 +115,18 @@ impl<'a> CopyReader<'a> {
         std::iter::from_fn(|| field(&mut rest).ok().map(|f| f.map(<[u8]>::to_vec))).take(self.encoder.columns.len()).collect()
     }
 
-    fn line(&mut self, out: &mut Vec<u8>) -> Result<Option<usize>, CopyError> {
+    fn line(&mut self, out: &mut impl Rows) -> Result<Option<usize>, CopyError> {
         let Some(end) = self.buffer.iter().position(|b| *b == b'\n') else { return Ok(None) };
         let fields: Vec<Option<Vec<u8>>> = self.buffer[..end].split(|b| *b == b'\t').map(unescape).collect();
         if fields.len() != self.encoder.columns.len() {
             return Err(CopyError::Malformed);
         }
         for (place, (column, field)) in self.encoder.columns.iter().zip(&fields).enumerate() {
-            if let Err(why) = column.put(field.as_deref(), false, out) {
+            if let Err(why) = column.put(field.as_deref(), false, out.column(place)) {
                 return Err(self.refused(place, why, fields));
             }
         }
+        out.end_row();
         Ok(Some(end + 1))
     }
 

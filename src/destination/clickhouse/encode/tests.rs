@@ -178,3 +178,85 @@ fn text_streams_are_unescaped() {
     while reader.next_row(&mut out).unwrap() {}
     assert_eq!(out, [&[1, 0, 0, 0, 0, 5][..], b"a\tb\\c", &[2, 0, 0, 0, 1]].concat());
 }
+
+/// Reads a block back into rows of RowBinary: of an integer, a text that may be NULL, and an array of arrays of integers that may be NULL.
+fn rows_of(block: &Block, encoder: &RowEncoder) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let names = ["i", "t", "a"].map(String::from);
+    block
+        .pieces(encoder, &names, |piece| {
+            bytes.extend_from_slice(piece);
+            Ok::<_, ()>(())
+        })
+        .unwrap();
+    let mut rest = bytes.as_slice();
+    let mut take = |count: usize| rest.split_off(..count).unwrap();
+    let rows = usize::from(take(2)[1]);
+    let head = |name: &str, type_: &str, take: &mut dyn FnMut(usize) -> Vec<u8>| {
+        let expected = [&[name.len() as u8], name.as_bytes(), &[type_.len() as u8], type_.as_bytes()].concat();
+        assert_eq!(take(expected.len()), expected);
+    };
+    let mut owned = |count: usize| take(count).to_vec();
+    head("i", "Int64", &mut owned);
+    let integers: Vec<Vec<u8>> = (0..rows).map(|_| owned(8)).collect();
+    head("t", "Nullable(String)", &mut owned);
+    let nulls = owned(rows);
+    let texts: Vec<Vec<u8>> = (0..rows)
+        .map(|_| {
+            let length = owned(1);
+            [length.clone(), owned(usize::from(length[0]))].concat()
+        })
+        .collect();
+    head("a", "Array(Array(Nullable(Int32)))", &mut owned);
+    let mut ends = |count: usize| -> Vec<usize> { (0..count).map(|_| u64::from_le_bytes(owned(8).try_into().unwrap()) as usize).collect() };
+    let outer = ends(rows);
+    let inner = ends(outer.last().copied().unwrap_or(0));
+    let elements = inner.last().copied().unwrap_or(0);
+    let missing = owned(elements);
+    let numbers: Vec<Vec<u8>> = (0..elements).map(|_| owned(4)).collect();
+    assert!(rest.is_empty());
+    let mut out = Vec::new();
+    let start = |ends: &[usize], at: usize| if at == 0 { 0 } else { ends[at - 1] };
+    for row in 0..rows {
+        out.extend_from_slice(&integers[row]);
+        out.push(nulls[row]);
+        if nulls[row] == 0 {
+            out.extend_from_slice(&texts[row])
+        } else {
+            assert_eq!(texts[row], [0])
+        }
+        let arrays = start(&outer, row)..outer[row];
+        out.push(arrays.len() as u8);
+        for array in arrays {
+            let elements = start(&inner, array)..inner[array];
+            out.push(elements.len() as u8);
+            for element in elements {
+                out.push(missing[element]);
+                if missing[element] == 0 { out.extend_from_slice(&numbers[element]) } else { assert_eq!(numbers[element], [0; 4]) }
+            }
+        }
+    }
+    out
+}
+
+proptest! {
+    #[test]
+    fn columns_hold_the_same_values_as_rows(
+        rows in proptest::collection::vec((any::<i64>(), proptest::option::of("[a-z]{0,9}"), proptest::collection::vec(proptest::option::of(any::<i32>()), 0..4)), 0..9)
+    ) {
+        let encoder = encoder(&[("bigint", "Int64"), ("text", "Nullable(String)"), ("integer[]", "Array(Array(Nullable(Int32)))")]);
+        let (mut lines, mut expected) = (String::new(), Vec::new());
+        for (id, text, numbers) in &rows {
+            let numbers: Vec<String> = numbers.iter().map(|n| n.map_or("NULL".into(), |n| n.to_string())).collect();
+            let array = if numbers.is_empty() { "{}".to_string() } else { format!("{{{{{0}}},{{{0}}}}}", numbers.join(",")) };
+            lines += &format!("{id}\t{}\t{array}\n", text.as_deref().unwrap_or("\\N"));
+            let cell = |text: &str| Cell::Text(Bytes::copy_from_slice(text.as_bytes()));
+            encoder.cells(&[cell(&id.to_string()), text.as_deref().map_or(Cell::Null, cell), cell(&array)], &mut expected).unwrap();
+        }
+        let (mut reader, mut block) = (CopyReader::new(&encoder, false), Block::new(&encoder, None));
+        reader.push(lines.as_bytes());
+        while reader.next_row(&mut block).unwrap() {}
+        prop_assert_eq!(block.is_empty(), rows.is_empty());
+        prop_assert_eq!(rows_of(&block, &encoder), expected);
+    }
+}
