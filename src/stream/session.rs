@@ -66,6 +66,8 @@ struct Transaction {
 enum Known {
     /// Not one of ours.
     Foreign,
+    /// Announced where no change of the table matters yet: it is read when the first one does. It may not be announced again before that.
+    Unread { table: u32, announced: Relation },
     Ours {
         table: u32,
         mapping: Mapping,
@@ -247,8 +249,9 @@ impl Session<'_> {
     async fn change(&mut self, relation: u32, sent: Sent, size: usize) -> Streamed<()> {
         let at = self.at();
         let unknown = || StreamError::Nonsense { at, what: format!("a change of relation {relation} that was not announced") };
+        self.read_announced(relation).await?;
         let (table, mapping) = match self.relations.get(&relation).ok_or_else(unknown)? {
-            Known::Foreign => return Ok(()),
+            Known::Foreign | Known::Unread { .. } => return Ok(()),
             Known::Ours { table, .. } if !self.is_wanted(*table) => return Ok(()),
             Known::Ours { table, mapping, .. } => (table, mapping),
         };
@@ -264,6 +267,7 @@ impl Session<'_> {
     async fn truncate(&mut self, relations: &[u32]) -> Streamed<()> {
         let mut emptied = Vec::new();
         for relation in relations {
+            self.read_announced(*relation).await?;
             match self.relations.get(relation) {
                 Some(Known::Ours { table, whole: true, .. }) if self.is_wanted(*table) => emptied.push(*table),
                 Some(Known::Ours { table, whole: false, .. }) if self.is_wanted(*table) => {
@@ -297,15 +301,14 @@ impl Session<'_> {
             self.relations.insert(relation.oid, Known::Foreign);
             return Ok(());
         };
+        if !self.is_wanted(number) {
+            self.relations.insert(relation.oid, Known::Unread { table: number, announced: relation });
+            return Ok(());
+        }
         let types = self.catalog.types(&relation).await?;
         let excluded = self.brief.tables.get(number as usize).map(|t| t.exclude_columns.as_slice()).unwrap_or_default();
         let Some(schema) = self.schemas.get(&number) else { return Ok(()) };
         let mut reading = relation::read(&relation, schema, excluded, &types);
-        if !self.is_wanted(number) {
-            // It looks as it did before our load. Had it changed since, it would be announced again before its first change that matters.
-            self.relations.insert(relation.oid, Known::Ours { table: number, mapping: reading.mapping, whole });
-            return Ok(());
-        }
         if !reading.added.is_empty() {
             let added = std::mem::take(&mut reading.added);
             let mut drift = self.add_columns(number, &relation, &added, &types).await?;
@@ -325,6 +328,17 @@ impl Session<'_> {
         self.allow_nulls(number, &reading.gone).await?;
         self.note_drift(number, reading.drift).await?;
         self.relations.insert(relation.oid, Known::Ours { table: number, mapping: reading.mapping, whole });
+        Ok(())
+    }
+
+    /// Reads what was announced of a relation once its changes matter.
+    async fn read_announced(&mut self, oid: u32) -> Streamed<()> {
+        if let Some(Known::Unread { table, announced }) = self.relations.get(&oid)
+            && self.is_wanted(*table)
+        {
+            let announced = announced.clone();
+            self.relation(announced).await?;
+        }
         Ok(())
     }
 
