@@ -9,7 +9,10 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{
+        CertificateDer, PrivateKeyDer, ServerName, UnixTime,
+        pem::{self, PemObject},
+    },
 };
 use serde::{Deserialize, Serialize};
 use tokio_postgres::config::SslMode;
@@ -213,7 +216,7 @@ pub fn tls_config(to: &Connection) -> Result<ClientConfig, ConnectError> {
         Some(file) => {
             let pem = read_secret(to, file)?;
             for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-                let certificate = certificate.map_err(|e| bad(&file.secret, e.to_string()))?;
+                let certificate = certificate.map_err(|e| bad(&file.secret, not_pem(&e)))?;
                 roots.add(certificate).map_err(|e| bad(&file.secret, e.to_string()))?;
             }
             if roots.is_empty() {
@@ -232,9 +235,9 @@ pub fn tls_config(to: &Connection) -> Result<ClientConfig, ConnectError> {
         Some((certificate, key)) => {
             let chain = CertificateDer::pem_slice_iter(read_secret(to, certificate)?.as_bytes())
                 .collect::<Result<Vec<_>, _>>()
-                .map_err(|e| bad(&certificate.secret, e.to_string()))?;
+                .map_err(|e| bad(&certificate.secret, not_pem(&e)))?;
             let key_pem = read_secret(to, key)?;
-            let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|e| bad(&key.secret, e.to_string()))?;
+            let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|e| bad(&key.secret, not_pem(&e)))?;
             builder.with_client_auth_cert(chain, key).map_err(|e| bad(&certificate.secret, e.to_string()))?
         }
     };
@@ -250,6 +253,18 @@ pub fn tls_config(to: &Connection) -> Result<ClientConfig, ConnectError> {
     };
     config.dangerous().set_certificate_verifier(Arc::new(trust));
     Ok(config)
+}
+
+/// What is wrong with a PEM file. The library's own words quote it, and it may be a key.
+fn not_pem(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "a PEM section has no END line of its own",
+        pem::Error::IllegalSectionStart { .. } => "a PEM section's BEGIN line is not complete",
+        pem::Error::Base64Decode(_) => "a PEM section is not valid base64",
+        pem::Error::NoItemsFound => "it holds nothing in PEM form of the kind that is needed",
+        _ => "it cannot be read as PEM",
+    }
+    .into()
 }
 
 /// Verifies less than rustls does by itself: the chain but not the name (VerifyCA), or nothing (Prefer, Require), as libpq defines these modes.
