@@ -151,14 +151,15 @@ pub async fn create_publication(client: &Client, brief: &Brief, tables: &[TableS
     made.map_err(Error::query(format!("creating publication {name}")))
 }
 
-/// In words, whom the creation of a slot waits for: it needs every transaction that was running when it began to end. Empty if nobody is known.
+/// In words, whom the creation of a slot waits for: it needs every transaction that was running when it began to end. Empty if nobody is known. The words
+/// stay the same for as long as it waits for the same: they go into conditions and Events.
 pub async fn blockers(client: &Client, application_name: &str) -> Result<String, Error> {
     let rows = client.query(BLOCKERS, &[&application_name]).await.map_err(Error::query("looking for what slot creation waits for"))?;
     let words: Vec<String> = rows
         .iter()
         .map(|row| {
-            let (pid, user, app, seconds): (i32, String, String, i64) = (row.get(0), row.get(1), row.get(2), row.get(3));
-            format!("pid {pid} (role {user}, application {app:?}, running for {seconds} s)")
+            let (pid, user, app, since): (i32, String, String, String) = (row.get(0), row.get(1), row.get(2), row.get(3));
+            format!("pid {pid} (role {user}, application {app:?}, since {since})")
         })
         .collect();
     Ok(words.join(", "))
@@ -166,14 +167,14 @@ pub async fn blockers(client: &Client, application_name: &str) -> Result<String,
 
 /// Sessions with a transaction that writes and began before the walsender's command; a transaction that only reads blocks nothing.
 const BLOCKERS: &str = "
-SELECT a.pid, coalesce(a.usename::text, ''), coalesce(a.application_name, ''), coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::int8
+SELECT a.pid, coalesce(a.usename::text, ''), coalesce(a.application_name, ''), coalesce(date_trunc('second', a.xact_start)::text, '?')
   FROM pg_stat_activity w
   JOIN pg_stat_activity a ON a.pid = ANY (pg_blocking_pids(w.pid))
  WHERE w.application_name = $1
 UNION
-SELECT 0, p.owner::text, 'prepared transaction ' || p.gid, extract(epoch FROM clock_timestamp() - p.prepared)::int8
+SELECT 0, p.owner::text, 'prepared transaction ' || p.gid, date_trunc('second', p.prepared)::text
   FROM pg_prepared_xacts p
- ORDER BY 4 DESC LIMIT 5";
+ ORDER BY 4, 1, 3 LIMIT 5";
 
 async fn names(client: &Client, query: &str) -> Result<Vec<String>, Error> {
     let rows = client.query(query, &[]).await.map_err(Error::query("listing slots and publications"))?;

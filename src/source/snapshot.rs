@@ -6,7 +6,7 @@
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
-use super::Error;
+use super::{Error, slot};
 use crate::{
     brief::Brief,
     name,
@@ -118,9 +118,12 @@ pub async fn create_slot(brief: &Brief) -> Result<Exported, Error> {
     export(brief, &brief.slot(), false).await
 }
 
-/// Exports a new snapshot with its exact position, which only the creation of a slot gives. The slot ends with the session.
+/// Exports a new snapshot with its exact position, which only the creation of a slot gives. The slot ends with the session; that of a pod that was killed
+/// while it waited for the slot may not know of it yet, and is ended.
 pub async fn export_again(brief: &Brief, generation: u32) -> Result<Exported, Error> {
     let slot = format!("mo_{}_e{}_s{generation}", name::short_uid(&brief.mirror_uid), brief.epoch);
+    let client = connect::connect(&brief.source, &slot::housekeeping(brief)).await?;
+    slot::drop_slot(&client, &slot).await?;
     export(brief, &slot, true).await
 }
 
