@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(
             sql(&ClickHouseTable::default(), Some("at")),
             "CREATE TABLE IF NOT EXISTS `shop`.`orders_resync_e2g1` (`id` Int64, `customer` Int64 CODEC(ZSTD(3)), `it's \\`odd\\`` Nullable(String), \
-             `_peerdb_is_deleted` UInt8 DEFAULT 0, `at` DateTime64(6, 'UTC') DEFAULT now64(6), `_peerdb_version` UInt64 DEFAULT 0) \
+             `_peerdb_is_deleted` UInt8 DEFAULT 0, `at` DateTime64(6, 'UTC') DEFAULT now64(6), `_peerdb_version` UInt128 DEFAULT 0) \
              ENGINE = ReplacingMergeTree(`_peerdb_version`, `_peerdb_is_deleted`) ORDER BY (`id`) \
              SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1 \
              COMMENT '[mirror-operator u e2 t3 g1]'"

@@ -10,7 +10,7 @@ use mirror_operator::{
 
 use crate::{
     clickhouse::{streaming, t, upsert},
-    fixture::{Fixture, boundary, from_loaded, load, open, plan},
+    fixture::{Fixture, boundary, from_loaded, load, made, open, plan},
     on_clickhouse::OnClickHouse,
     support::until,
 };
@@ -62,7 +62,7 @@ async fn a_stream_waits_for_merges() {
         let from = to.position().0.max(1999) + 1;
         for position in from..2010 {
             let change = upsert(&format!("{position}|new|b"));
-            to.write(&t(&place), vec![change], vec![Lsn(position)], Counts { inserts: 1, ..Counts::default() }).await?;
+            to.write(&t(&place), vec![change], vec![made(position)], Counts { inserts: 1, ..Counts::default() }).await?;
             to.commit(Lsn(position)).await?;
         }
         Ok(())
