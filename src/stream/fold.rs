@@ -310,6 +310,11 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::postgres::Lsn;
+
+    fn at(change: u64) -> Position {
+        Position { commit: Lsn(1), change: Lsn(change) }
+    }
 
     fn text(value: u32) -> Cell {
         Cell::Text(value.to_string().into())
@@ -478,13 +483,13 @@ mod tests {
             Change::Delete(key(3)),
         ];
         for (position, change) in changes.into_iter().enumerate() {
-            fold.at(Lsn(position as u64 + 10));
+            fold.at(at(position as u64 + 10));
             fold.push(change).unwrap();
         }
         // What has to wait for a write leaves no trace.
-        fold.at(Lsn(99));
+        fold.at(at(99));
         assert!(fold.push(Change::Delete(key(6))).is_err());
         let (changes, positions, _) = fold.take();
-        assert_eq!((changes.len(), positions), (4, vec![Lsn(12), Lsn(14), Lsn(13), Lsn(15)]));
+        assert_eq!((changes.len(), positions), (4, vec![at(12), at(14), at(13), at(15)]));
     }
 }

@@ -4,7 +4,7 @@ use std::{hash::Hasher, io::Write};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
-use lz4_flex::frame::{Error as PackError, FrameEncoder};
+use lz4_flex::frame::{BlockSize, Error as PackError, FrameEncoder, FrameInfo};
 use tokio::sync::mpsc;
 use twox_hash::XxHash3_64;
 
@@ -187,7 +187,9 @@ impl Sending<'_> {
 
     fn pack(&self, block: &Block) -> Result<Packed, PackError> {
         let mut hasher = XxHash3_64::with_seed(0);
-        let mut packer = FrameEncoder::new(Vec::with_capacity(block.bytes() / 2));
+        // The first piece is a few bytes, by which the encoder would choose small ones.
+        let pieces = FrameInfo::new().block_size(BlockSize::Max1MB);
+        let mut packer = FrameEncoder::with_frame_info(pieces, Vec::with_capacity(block.bytes() / 2));
         block.pieces(self.encoder, &self.names, |piece| {
             hasher.write(piece);
             packer.write_all(piece).map_err(PackError::from)
