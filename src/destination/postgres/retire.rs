@@ -162,10 +162,16 @@ pub(super) async fn abandon(at: &Postgres) -> Result<(), Error> {
     let tx = session.begin(doing).await?;
     pass(&tx, &at.brief, "pg_advisory_xact_lock").await.at("passing the fence")?;
     let epoch = at.brief.epoch as i32;
-    let unfinished =
-        "SELECT EXISTS (SELECT FROM _mirror_operator.epoch WHERE mirror = $1::text::uuid AND epoch = $2 AND swapped_at IS NULL)";
-    if !tx.query_one(unfinished, &[&at.brief.mirror_uid, &epoch]).await.at("reading the ledger")?.get::<_, bool>(0) {
-        return Ok(());
+    let swapped = "SELECT swapped_at IS NOT NULL FROM _mirror_operator.epoch WHERE mirror = $1::text::uuid AND epoch = $2";
+    match tx.query_opt(swapped, &[&at.brief.mirror_uid, &epoch]).await.at("reading the ledger")?.map(|row| row.get::<_, bool>(0)) {
+        Some(true) => return Ok(()),
+        Some(false) => {}
+        None => {
+            ledger::give_up(&tx, &at.brief).await?;
+            commit(tx, doing).await?;
+            session.keep();
+            return Ok(());
+        }
     }
     check(&tx, &at.brief).await?;
     let unswapped = "SELECT c.oid, n.nspname, c.relname FROM _mirror_operator.table t JOIN _mirror_operator.epoch e USING (mirror, epoch)
