@@ -342,7 +342,7 @@ pub trait Applier: Send {
     /// The source no longer has this column, so new rows come without it: NULL is allowed there. Returns `table` as it is recorded from now on.
     async fn allow_null(&mut self, table: &TableSchema, column: usize) -> Result<TableSchema, Error>;
 
-    /// What differs between the source's table and ours and wants a resync; all of it, in words.
+    /// What differs between the source's table and ours and wants a resync, in words. Some of it may be known already, and more than that.
     async fn drift(&mut self, table: &TableSchema, drift: &BTreeSet<String>) -> Result<(), Error>;
 
     /// The change stream passes this table over from now on; `why` names the cause and the cure.
