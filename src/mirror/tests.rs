@@ -311,6 +311,8 @@ fn a_deleted_mirror_goes_only_after_its_slots_are_dropped_unless_forced() {
     facts.forget_job = None;
     m.metadata.annotations = Some([(FORCE_ANNOTATION.to_string(), "true".to_string())].into());
     assert_eq!(plan(&m, &facts, now()).effects, [Effect::RemoveFinalizer]);
+    facts.brief = None;
+    assert_eq!(plan(&m, &facts, now()).effects, [Effect::RemoveFinalizer], "a brief that cannot be read is in nobody's way");
 }
 
 #[test]
