@@ -60,7 +60,10 @@ pub enum Error {
     #[error("leader election: {0}")]
     Lease(String),
     /// A stored brief cannot be read.
-    #[error("the brief in ConfigMap {name:?} cannot be read: {cause}")]
+    #[error(
+        "the brief in ConfigMap {name:?} cannot be read: {cause}. Put back what it held, or go back to the operator that wrote it; to let the Mirror go without \
+         removing anything, annotate it with {}=true", crate::mirror::FORCE_ANNOTATION
+    )]
     Brief {
         /// Name of the ConfigMap.
         name: String,
@@ -80,6 +83,7 @@ impl Error {
         match self {
             Self::Refused { .. } => Some("WorkloadRefused"),
             Self::NotOurs { .. } => Some("NameTaken"),
+            Self::Brief { .. } => Some("BriefUnreadable"),
             _ => None,
         }
     }

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     api::{Mirror, MirrorResync, MirrorStatus, Peer, condition},
     brief::Brief,
-    mirror::{Effect, FINALIZER, Observed, ResyncFacts, brief, plan},
+    mirror::{Effect, FINALIZER, Observed, ResyncFacts, brief, forced, plan},
     resync::job_name,
     workload::{EPOCH_LABEL, MIRROR_LABEL, brief_map, forget_job, labels},
 };
@@ -34,7 +34,13 @@ const NUMBERS: Duration = Duration::from_secs(10);
 pub async fn reconcile(mirror: Arc<Mirror>, context: Arc<Context>) -> Result<Action, Error> {
     context.metrics.reconciles.get_or_create(&KindLabels { kind: "Mirror".into() }).inc();
     let uid = mirror.uid().unwrap_or_default();
-    let seen = observe(&mirror, &context).await?;
+    let seen = match observe(&mirror, &context).await {
+        Ok(seen) => seen,
+        Err(error) => {
+            tell(&context, &*mirror, &error, "Ready", |m| &mut m.status.get_or_insert_default().conditions).await?;
+            return Err(error);
+        }
+    };
     let plan = plan(&mirror, &seen, Timestamp::now());
     let mut current = (*mirror).clone();
     for effect in &plan.effects {
@@ -77,7 +83,10 @@ async fn observe(mirror: &Mirror, context: &Context) -> Result<Observed, Error> 
         }
     }
     let deleting = mirror.metadata.deletion_timestamp.is_some();
-    seen.brief = Some(brief_of(mirror, deleting, context).await?);
+    // One that may go without removing anything needs no brief, and must not wait for one that cannot be read.
+    if !(deleting && forced(mirror)) {
+        seen.brief = Some(brief_of(mirror, deleting, context).await?);
+    }
     if deleting {
         let forget = context.job(&namespace, &forget_name(mirror), &uid).await?;
         let pods = context.pods(&namespace, &name, None).await?;

@@ -59,6 +59,18 @@ mod tests {
     }
 
     #[test]
+    fn a_brief_that_cannot_be_read_is_told_once_with_the_ways_out() {
+        let (mut conditions, now) = (vec![], Timestamp::from_second(1_000).unwrap());
+        let error = Error::Brief { name: "shop-e3".into(), cause: "expected value at line 1".into() };
+        let notice = note(&error, &mut conditions, "Ready", Some(1), now).unwrap();
+        assert_eq!(notice.reason, "BriefUnreadable");
+        for words in ["\"shop-e3\" cannot be read: expected value", "mirror-operator.io/force-delete=true"] {
+            assert!(conditions[0].message.contains(words), "{}", conditions[0].message);
+        }
+        assert_eq!(note(&error, &mut conditions, "Ready", Some(1), now), None);
+    }
+
+    #[test]
     fn what_passes_by_itself_is_not_told() {
         let mut conditions = vec![];
         let going = Error::Going { kind: "Job".into(), name: "again-snapshot".into() };

@@ -18,7 +18,13 @@ pub async fn reconcile(resync: Arc<MirrorResync>, context: Arc<Context>) -> Resu
     context.metrics.reconciles.get_or_create(&KindLabels { kind: "MirrorResync".into() }).inc();
     let uid = resync.uid().unwrap_or_default();
     let mirror = mirror_of(&resync, &context).await?;
-    let seen = observe(&resync, mirror.as_ref(), &context).await?;
+    let seen = match observe(&resync, mirror.as_ref(), &context).await {
+        Ok(seen) => seen,
+        Err(error) => {
+            tell(&context, &*resync, &error, "Succeeded", |r| &mut r.status.get_or_insert_default().conditions).await?;
+            return Err(error);
+        }
+    };
     let plan = plan(&resync, &seen, Timestamp::now());
     let mut current = (*resync).clone();
     for effect in &plan.effects {
@@ -75,12 +81,15 @@ async fn observe(resync: &MirrorResync, mirror: Option<&Mirror>, context: &Conte
         max_parallel_workers: mirror.spec.snapshot.max_parallel_workers,
     });
     let active = mirror_status.active_resync.filter(|a| a.uid == uid);
-    let Some(epoch) = status.epoch.or(active.map(|a| a.epoch)) else { return Ok(seen) };
-    seen.brief = Some(match context.stored_brief(&namespace, &mirror.name_any(), &mirror_uid, epoch).await? {
-        Some(brief) => Ok(brief),
-        None => fresh_brief(resync, mirror, epoch, context).await?,
-    });
-    if status.epoch.is_none() || status.phase.is_end() {
+    let Some(epoch) = status.epoch.or(active.map(|a| a.epoch)).filter(|_| !status.phase.is_end()) else { return Ok(seen) };
+    seen.brief = match context.stored_brief(&namespace, &mirror.name_any(), &mirror_uid, epoch).await {
+        Ok(Some(brief)) => Some(Ok(brief)),
+        Ok(None) => Some(fresh_brief(resync, mirror, epoch, context).await?),
+        // Nobody waits for it any more.
+        Err(Error::Brief { .. }) if mirror::forced(mirror) => None,
+        Err(error) => return Err(error),
+    };
+    if status.epoch.is_none() {
         return Ok(seen);
     }
     let name = resync.name_any();

@@ -143,7 +143,7 @@ pub trait Destination: Send + Sync {
     /// What the ledger says of this epoch; `None` before [`begin`](Self::begin).
     async fn state(&self) -> Result<Option<EpochState>, Error>;
 
-    /// Records that this epoch has begun, which fences all earlier ones.
+    /// Records that this epoch has begun, which fences all earlier ones. Errors: `EpochGone` if it was given up before ([`abandon`](Self::abandon)).
     async fn begin(&self) -> Result<(), Error>;
 
     /// Creates or replaces the shadows, empty and marked as this epoch's, and records boundary, tables and plan, all in one step.
@@ -196,8 +196,9 @@ pub trait Destination: Send + Sync {
     /// Drops the tables that the swap retired.
     async fn drop_retired(&self) -> Result<(), Error>;
 
-    /// Removes the shadows and the ledger's rows of this epoch unless it was swapped, and fences it: nothing of it can begin again. Does nothing if
-    /// the epoch has not begun.
+    /// Removes the shadows and the ledger's rows of this epoch unless it was swapped, and fences it: nothing of it can begin again. If it has not begun
+    /// it never will from then on, and the live epoch goes on as if it had not been; only where there is no ledger yet, and so no live epoch, nothing is
+    /// recorded.
     async fn abandon(&self) -> Result<(), Error>;
 
     /// Forgets the mirror: its ledger, shadows and retired tables; with `drop_tables` also its live tables. Any epoch may do so: none is left after.
@@ -235,6 +236,13 @@ pub fn column_type(brief: &Brief, table: &Table, column: &str, declared: &str, s
 /// Says that a shadow's name is taken.
 fn foreign_shadow(shadow: &TableName) -> String {
     format!("{shadow} exists at the destination and was not made by this mirror, which needs the name for its load: rename or drop it")
+}
+
+/// Says that an epoch can no longer begin.
+fn given_up(brief: &Brief) -> Error {
+    let Brief { epoch, namespace, mirror, .. } = brief;
+    let message = format!("epoch {epoch} of {namespace}/{mirror} was given up before it began. Apply a new MirrorResync");
+    Error::Permanent(Failure { reason: "EpochGone".into(), message, permanent: true })
 }
 
 /// Says that values of the old table do not fit the new types of these columns.
@@ -352,7 +360,7 @@ pub trait Applier: Send {
     /// The source no longer has this column, so new rows come without it: NULL is allowed there. Returns `table` as it is recorded from now on.
     async fn allow_null(&mut self, table: &TableSchema, column: usize) -> Result<TableSchema, Error>;
 
-    /// What differs between the source's table and ours and wants a resync; all of it, in words.
+    /// What differs between the source's table and ours and wants a resync, in words. Some of it may be known already, and more than that.
     async fn drift(&mut self, table: &TableSchema, drift: &BTreeSet<String>) -> Result<(), Error>;
 
     /// The change stream passes this table over from now on; `why` names the cause and the cure.

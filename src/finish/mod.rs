@@ -60,17 +60,13 @@ async fn refuse_lost_slot(brief: &Brief) -> Result<(), Error> {
     }
 }
 
-/// See [`cleanup`]. The fence comes before the slot is dropped: a pod that nobody could stop may swap at any moment until then, and to drop the slot of
-/// a live epoch loses changes, while a slot that stays for a moment longer only takes room. The source is reached before the fence, for the
+/// See [`cleanup`]. The fence comes before the slot is dropped: a pod that nobody could stop may begin or swap at any moment until then, and to drop the
+/// slot of a live epoch loses changes, while a slot that stays for a moment longer only takes room. The source is reached before the fence, for the
 /// destination forgets with it that the epoch began; should the connection be lost in between, the next try still drops this epoch's slot, and
 /// the next epoch those of earlier ones.
 pub async fn cleanup_at(brief: &Brief, destination: &dyn Destination) -> Result<Option<SwapReport>, Trouble> {
-    let Some(state) = destination.state().await? else {
-        // It never began, so the epoch before it streams on.
-        at_source(brief, |epoch| epoch == brief.epoch).await?;
-        return Ok(None);
-    };
-    if state.swapped {
+    let state = destination.state().await?;
+    if state.as_ref().is_some_and(|state| state.swapped) {
         return Ok(destination.swapped().await?);
     }
     let source = source(brief).await?;
@@ -78,8 +74,9 @@ pub async fn cleanup_at(brief: &Brief, destination: &dyn Destination) -> Result<
     if let Some(swapped) = destination.swapped().await? {
         return Ok(Some(swapped));
     }
-    // It began: no earlier epoch will stream again.
-    slot::drop_epochs(&source, brief, |epoch| epoch <= brief.epoch).await?;
+    // If it began, no earlier epoch will stream again; if not, the one before it streams on.
+    let first = if state.is_some() { 0 } else { brief.epoch };
+    slot::drop_epochs(&source, brief, |epoch| (first..=brief.epoch).contains(&epoch)).await?;
     Ok(None)
 }
 

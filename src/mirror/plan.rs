@@ -1,6 +1,6 @@
 //! The decisions about a Mirror.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
@@ -76,6 +76,27 @@ fn plain(causes: &[String]) -> String {
         words.trim_end_matches(['A', 'a']).trim_end_matches([' ', '.', ',', ';']).to_string()
     };
     format!("{}.", causes.iter().map(cause).collect::<Vec<_>>().join(". "))
+}
+
+/// What differs at the source, each cause once, with the tables that it is told of.
+fn drift(report: &Report) -> Vec<String> {
+    let mut tables: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for table in &report.tables {
+        if let Some(drift) = &table.drift {
+            tables.entry(drift).or_default().push(&table.source);
+        }
+    }
+    let mut causes: Vec<_> = tables.into_iter().map(|(drift, tables)| (tables, drift)).collect();
+    causes.sort_unstable();
+    causes.into_iter().map(|(tables, drift)| format!("{}: {drift}", named(&tables))).collect()
+}
+
+/// Some tables by their names; of many the first.
+fn named(tables: &[&str]) -> String {
+    match tables.len() {
+        0..=5 => tables.join(", "),
+        many => format!("{} and {} more", tables[..5].join(", "), many - 5),
+    }
 }
 
 impl Pass<'_> {
@@ -289,7 +310,9 @@ impl Pass<'_> {
         if !stream.connected {
             return (Running, Verdict::Unknown, "Connecting", "The change stream is being connected.".into());
         }
-        (Running, Verdict::True, "Streaming", "Changes are streamed.".into())
+        let required = condition::get(&status.conditions, "ResyncRequired").is_some_and(|c| c.status == Verdict::True.as_str());
+        let words = if required { "Changes are streamed, but a resync is required: see ResyncRequired." } else { "Changes are streamed." };
+        (Running, Verdict::True, "Streaming", words.into())
     }
 
     /// That the slot is lost, and who does something about it.
@@ -347,7 +370,7 @@ impl Pass<'_> {
             causes.push("The Mirror's tables or columns were changed in its spec.".to_string());
         }
         if let Some(report) = self.stream_report(status) {
-            causes.extend(report.tables.iter().filter_map(|t| t.drift.clone()));
+            causes.extend(drift(report));
         }
         if causes.is_empty() {
             self.set(status, "SchemaInSync", Verdict::True, "InSync", "The live tables are what source and spec say.");

@@ -277,9 +277,15 @@ fn a_changed_table_list_and_drift_at_the_source_ask_for_a_resync() {
     assert_eq!(said(&plan(&m, &facts, now()), "ResyncRequired").0, "True");
     m.spec.tables[0].exclude_columns.clear();
     assert_eq!(said(&plan(&m, &facts, now()), "ResyncRequired").0, "False");
-    facts.report.as_mut().unwrap().tables =
-        vec![TableReport { drift: Some("public.t: column a changed its type.".into()), ..TableReport::default() }];
-    assert_eq!(said(&plan(&m, &facts, now()), "SchemaInSync").0, "False");
+    let table = |source: &str, drift: &str| TableReport { source: source.into(), drift: Some(drift.into()), ..TableReport::default() };
+    let report = facts.report.as_mut().unwrap();
+    report.tables =
+        vec![table("public.t", "no longer published"), table("public.u", "made again"), table("public.v", "no longer published")];
+    let drifted = plan(&m, &facts, now());
+    assert_eq!(said(&drifted, "SchemaInSync").0, "False");
+    let required = condition::get(&drifted.status.conditions, "ResyncRequired").unwrap();
+    assert_eq!(required.message, "public.t, public.v: no longer published. public.u: made again. Apply a MirrorResync.");
+    assert!(condition::get(&drifted.status.conditions, "Ready").unwrap().message.contains("see ResyncRequired"));
 }
 
 #[test]
@@ -305,6 +311,8 @@ fn a_deleted_mirror_goes_only_after_its_slots_are_dropped_unless_forced() {
     facts.forget_job = None;
     m.metadata.annotations = Some([(FORCE_ANNOTATION.to_string(), "true".to_string())].into());
     assert_eq!(plan(&m, &facts, now()).effects, [Effect::RemoveFinalizer]);
+    facts.brief = None;
+    assert_eq!(plan(&m, &facts, now()).effects, [Effect::RemoveFinalizer], "a brief that cannot be read is in nobody's way");
 }
 
 #[test]

@@ -124,12 +124,12 @@ impl Pass<'_> {
             Some(job) if job.completed => return Cleanup::Done,
             _ => {}
         }
-        let Some((brief, image)) = self.means(status) else {
-            return Cleanup::GivenUp("the Mirror or one of its Peers is gone".into());
-        };
         if self.seen.mirror.as_ref().is_some_and(|m| m.forced) {
             return Cleanup::GivenUp(format!("the Mirror is annotated with {FORCE_ANNOTATION}=true"));
         }
+        let Some((brief, image)) = self.means(status) else {
+            return Cleanup::GivenUp("the Mirror or one of its Peers is gone".into());
+        };
         if let Some(job) = job.filter(|job| job.failed.is_some()) {
             if job.is_hopeless() || ending.untouched {
                 return Cleanup::GivenUp(job.failure().map(|f| f.message.clone()).or(job.failed.clone()).unwrap_or_default());

@@ -8,6 +8,8 @@ pub mod pace;
 pub mod partition;
 pub mod pgoutput;
 pub mod preflight;
+pub mod present;
+pub mod publication;
 pub mod schema;
 pub mod slot;
 pub mod snapshot;

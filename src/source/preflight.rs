@@ -2,11 +2,15 @@
 
 use tokio_postgres::Client;
 
-use super::{Error, error::failure};
+use super::{
+    Error,
+    error::failure,
+    publication::{self, creation},
+};
 use crate::{
     brief::Brief,
     name,
-    postgres::{Connection, ident, literal, qualified},
+    postgres::{Connection, ident, literal},
     report::Failure,
     table::TableSchema,
 };
@@ -139,67 +143,16 @@ async fn creation_problems(client: &Client, brief: &Brief, server: &Server, tabl
 
 /// Whether a publication of the user's own brings what a mirror needs.
 async fn publication_problems(client: &Client, name: &str, tables: &[TableSchema]) -> Result<Vec<Failure>, Error> {
-    let doing = || Error::query(format!("reading publication {name}"));
-    let query = "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot FROM pg_publication WHERE pubname::text = $1";
-    let Some(row) = client.query_opt(query, &[&name]).await.map_err(doing())? else {
+    let Some(publication) = publication::read(client, name).await? else {
         return Ok(vec![failure("PublicationMissing", format!("the source has no publication {name}: {}", creation(name, tables)))]);
     };
-    let (whole, via_root): (bool, bool) = (row.get(0), row.get(1));
-    let mut problems = Vec::new();
-    if !whole {
-        let message = format!(
-            "publication {name} leaves out some kinds of changes: ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')",
-            ident(name)
-        );
-        problems.push(failure("PublicationIncomplete", message));
-    }
-    // Row filters and column lists came with version 15; the columns of the view are read by name so that 14 answers too.
-    let query = "SELECT p.schemaname::text, p.tablename::text, (to_jsonb(p) -> 'rowfilter') IS NOT NULL AND to_jsonb(p) -> 'rowfilter' <> 'null', \
-                 ARRAY(SELECT jsonb_array_elements_text(nullif(to_jsonb(p) -> 'attnames', 'null'))) \
-                 FROM pg_publication_tables p WHERE p.pubname::text = $1";
-    let rows = client.query(query, &[&name]).await.map_err(doing())?;
-    let partitioned = client.query("SELECT oid FROM pg_class WHERE relkind = 'p'", &[]).await.map_err(doing())?;
-    let partitioned: Vec<u32> = partitioned.iter().map(|row| row.get(0)).collect();
-    for table in tables {
-        if partitioned.contains(&table.source_oid) && !via_root {
-            let message = format!(
-                "publication {name} publishes the partitions of {} under their own names: ALTER PUBLICATION {} SET (publish_via_partition_root = true)",
-                table.source,
-                ident(name)
-            );
-            problems.push(failure("PublicationIncomplete", message));
-            continue;
-        }
-        let listed = rows.iter().find(|row| row.get::<_, &str>(0) == table.source.schema && row.get::<_, &str>(1) == table.source.name);
-        let Some(row) = listed else {
-            let message = format!(
-                "publication {name} does not cover {}: ALTER PUBLICATION {} ADD TABLE {}",
-                table.source,
-                ident(name),
-                qualified(&table.source.schema, &table.source.name)
-            );
-            problems.push(failure("PublicationIncomplete", message));
-            continue;
-        };
-        let published: Vec<String> = row.get(3);
-        let missing = table.copied().find(|c| !published.is_empty() && !published.contains(&c.source));
-        if row.get(2) || missing.is_some() {
-            let message = format!(
-                "publication {name} publishes only some rows or columns of {}: ALTER PUBLICATION {1} DROP TABLE {2}; ALTER PUBLICATION {1} ADD TABLE {2}",
-                table.source,
-                ident(name),
-                qualified(&table.source.schema, &table.source.name)
-            );
-            problems.push(failure("PublicationIncomplete", message));
-        }
-    }
-    Ok(problems)
-}
-
-/// The statement that creates a publication as mirrors need it.
-fn creation(name: &str, tables: &[TableSchema]) -> String {
-    let list: Vec<String> = tables.iter().map(|t| qualified(&t.source.schema, &t.source.name)).collect();
-    format!("CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)", ident(name), list.join(", "))
+    let partitioned = client.query("SELECT oid FROM pg_class WHERE relkind = 'p'", &[]).await;
+    let partitioned: Vec<u32> = partitioned.map_err(Error::query("looking for partitioned tables"))?.iter().map(|row| row.get(0)).collect();
+    let of_tables = tables.iter().filter_map(|table| {
+        publication.gap_of(&table.source, table.source_oid, partitioned.contains(&table.source_oid), table.copied().map(|c| &c.source))
+    });
+    let gaps = publication.gap().into_iter().chain(of_tables);
+    Ok(gaps.map(|gap| failure("PublicationIncomplete", format!("{}: {}", gap.what, gap.cure))).collect())
 }
 
 /// The cluster's system identifier; empty if the role may not ask for it.

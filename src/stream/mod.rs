@@ -11,7 +11,10 @@ mod monitor;
 mod relation;
 mod session;
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -43,6 +46,9 @@ pub enum Ended {
     Displaced,
 }
 
+/// What the source's catalog tells of the tables and the stream does not, by their numbers: see [`present`](crate::source::present).
+type Drift = BTreeMap<u32, BTreeSet<String>>;
+
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -51,19 +57,25 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// May be dropped or killed at any moment: what was not committed at the destination is read again.
 pub async fn run(brief: &Brief, destination: &dyn Destination, health: &watch::Sender<Health>, shutdown: CancellationToken) -> Ended {
     health.send_modify(|h| h.stream.slot = brief.slot());
+    let (found, noticed) = watch::channel(Drift::new());
     tokio::select! {
         () = shutdown.cancelled() => Ended::Shutdown,
-        () = monitor::watch(brief, health) => Ended::Shutdown,
-        ended = keep_streaming(brief, destination, health) => ended,
+        () = monitor::watch(brief, destination, health, &found) => Ended::Shutdown,
+        ended = keep_streaming(brief, destination, health, noticed) => ended,
     }
 }
 
-async fn keep_streaming(brief: &Brief, destination: &dyn Destination, health: &watch::Sender<Health>) -> Ended {
+async fn keep_streaming(
+    brief: &Brief,
+    destination: &dyn Destination,
+    health: &watch::Sender<Health>,
+    noticed: watch::Receiver<Drift>,
+) -> Ended {
     let mut pause = FIRST_PAUSE;
     let mut to_park = Vec::new();
     loop {
         let begun = Instant::now();
-        let Err(error) = session::stream(brief, destination, health, &mut to_park).await;
+        let Err(error) = session::stream(brief, destination, health, &mut to_park, noticed.clone()).await;
         let advice = advise(error);
         // A session that lived for a while has shown that things work.
         if begun.elapsed() > LONGEST_PAUSE {

@@ -1,18 +1,21 @@
-//! Watches slot and lag with a session of its own, however slow the stream is. I/O.
+//! Watches slot, lag and tables with a session of its own, however slow the stream is. I/O.
 
 use std::time::Duration;
 
 use tokio::{sync::watch, time::Instant};
 use tokio_postgres::{Client, types::PgLsn};
 
-use super::Health;
+use super::{Drift, Health};
 use crate::{
     brief::Brief,
+    destination::Destination,
     postgres::{self, Lsn},
-    source::slot,
+    source::{present, slot},
 };
 
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How often the tables and their publication are looked at.
+const TABLES_INTERVAL: Duration = Duration::from_secs(10);
 /// A source that does not answer must not be taken for one that is idle.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -23,21 +26,38 @@ struct Seen {
     lost: Option<String>,
 }
 
-/// Keeps `health` up to date. Never ends.
-pub(super) async fn watch(brief: &Brief, health: &watch::Sender<Health>) {
+/// Keeps `health` and `found` up to date. Never ends.
+pub(super) async fn watch(brief: &Brief, destination: &dyn Destination, health: &watch::Sender<Health>, found: &watch::Sender<Drift>) {
     let mut client = None;
     let mut progress = Progress { applied: Lsn(0), target: Lsn(u64::MAX), good: Instant::now() };
+    let mut next_look_at_tables = Instant::now();
     loop {
-        match tokio::time::timeout(PATIENCE, look(brief, &mut client)).await {
-            Ok(Ok(seen)) => health.send_modify(|h| progress.note(&seen, h)),
-            Ok(Err(cause)) => {
-                tracing::debug!("cannot see the slot: {cause}");
-                client = None;
+        if let Some(seen) = patiently(look(brief, &mut client)).await {
+            health.send_modify(|h| progress.note(&seen, h));
+        } else {
+            client = None;
+        }
+        if let Some(session) = client.as_ref().filter(|_| next_look_at_tables <= Instant::now()) {
+            match patiently(look_at_tables(brief, destination, session)).await {
+                Some(drift) => drop(found.send_if_modified(|known| std::mem::replace(known, drift.clone()) != drift)),
+                None => client = None,
             }
-            Err(_) => client = None,
+            next_look_at_tables = Instant::now() + TABLES_INTERVAL;
         }
         health.send_modify(|h| h.stream.idle_seconds = progress.good.elapsed().as_secs());
         tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// What was seen, unless that failed or took too long.
+async fn patiently<T>(look: impl Future<Output = Result<T, String>>) -> Option<T> {
+    match tokio::time::timeout(PATIENCE, look).await {
+        Ok(Ok(seen)) => Some(seen),
+        Ok(Err(cause)) => {
+            tracing::debug!("cannot see slot and tables: {cause}");
+            None
+        }
+        Err(_) => None,
     }
 }
 
@@ -51,6 +71,11 @@ async fn look(brief: &Brief, client: &mut Option<Client>) -> Result<Seen, String
     let row = session.query_one(sql, &[]).await.map_err(|e| postgres::connect::words(&e))?;
     let lost = slot::standing(session, &brief.slot()).await.map_err(|e| e.to_string())?.lost;
     Ok(Seen { end_of_wal: Lsn(row.get::<_, PgLsn>(0).into()), lost })
+}
+
+async fn look_at_tables(brief: &Brief, destination: &dyn Destination, session: &Client) -> Result<Drift, String> {
+    let tables: Vec<_> = destination.tables().await.map_err(|e| e.to_string())?.into_iter().map(|t| t.schema).collect();
+    present::drift(session, brief, &tables).await.map_err(|e| e.to_string())
 }
 
 /// When things were last seen to go well: the checkpoint moved, or it had reached all that there was a look ago.

@@ -2,7 +2,10 @@
 
 use crate::{
     destination::Cell,
-    source::pgoutput::{OldRow, Relation},
+    source::{
+        pgoutput::{OldRow, Relation},
+        present,
+    },
     stream::fold::Change,
     table::{Identity, TableSchema},
 };
@@ -44,7 +47,7 @@ pub fn read(relation: &Relation, schema: &TableSchema, excluded: &[String], type
     let added = (0..width).filter(|i| !known(&relation.columns[*i].name)).collect();
     let mut drift = Vec::new();
     if relation.oid != schema.source_oid {
-        drift.push(format!("the table was made again at the source (oid {} was {})", relation.oid, schema.source_oid));
+        drift.push(present::made_again(relation.oid, schema.source_oid));
     }
     for (column, place) in schema.copied().zip(&places) {
         match place {

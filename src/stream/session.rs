@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Health, Never, Streamed,
+    Drift, Health, Never, Streamed,
     advise::StreamError,
     batch::{Batch, of_table, parked},
     catalog::Catalog,
@@ -82,6 +82,7 @@ pub(super) async fn stream(
     destination: &dyn Destination,
     health: &watch::Sender<Health>,
     to_park: &mut Vec<(u32, String)>,
+    mut noticed: watch::Receiver<Drift>,
 ) -> Streamed<Never> {
     let mut applier = destination.applier().await?;
     let tables = destination.tables().await?;
@@ -123,7 +124,9 @@ pub(super) async fn stream(
         reached: from,
         checkpoint,
     };
-    session.read(&mut frames).await
+    // What was found before this session began has to be noted in it.
+    noticed.mark_changed();
+    session.read(&mut frames, noticed).await
 }
 
 /// Starts the stream. A session of ours that still holds the slot is that of a lost pod, for the applier is ours: it is ended.
@@ -153,13 +156,20 @@ async fn start(brief: &Brief, from: Lsn) -> Streamed<ReplicationStream> {
 }
 
 impl Session<'_> {
-    async fn read(&mut self, frames: &mut ReplicationStream) -> Streamed<Never> {
+    async fn read(&mut self, frames: &mut ReplicationStream, mut noticed: watch::Receiver<Drift>) -> Streamed<Never> {
         loop {
             let deadline = self.batch.deadline().filter(|_| self.transaction.is_none());
             let frames = tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                     self.commit().await?;
+                    continue;
+                }
+                Ok(()) = noticed.changed() => {
+                    let drift = noticed.borrow_and_update().clone();
+                    for (table, words) in drift {
+                        self.note_drift(table, words).await?;
+                    }
                     continue;
                 }
                 frames = frames.next() => frames?,
@@ -415,7 +425,7 @@ impl Session<'_> {
     }
 
     /// Adds to what wants a resync. It stays: the rows that came meanwhile differ even if the source's table is put back.
-    async fn note_drift(&mut self, number: u32, drift: Vec<String>) -> Streamed<()> {
+    async fn note_drift(&mut self, number: u32, drift: impl IntoIterator<Item = String>) -> Streamed<()> {
         let (Some(schema), Some(rule)) = (self.schemas.get(&number), self.rules.get_mut(&number)) else { return Ok(()) };
         let known = rule.drift.len();
         rule.drift.extend(drift);

@@ -216,15 +216,48 @@ async fn an_abandoned_epoch_leaves_nothing_but_the_fence_which_keeps_its_own_pod
     assert_eq!(place.read("orders", &["id"]).await, ["1|f", "2|f"]);
 }
 
-async fn abandoning_an_epoch_that_never_began_leaves_the_live_one_alone<F: Fixture>() {
+async fn an_epoch_that_was_given_up_before_it_began_never_begins_and_the_live_one_streams_on<F: Fixture>() {
     let place = F::new().await;
+    // Before there is a ledger there is nothing to protect.
+    open(&place.brief(1)).await.abandon().await.unwrap();
     let live = open(&place.brief(1)).await;
-    open(&place.brief(2)).await.abandon().await.unwrap();
     whole(&*live, &[(orders(&place), ORDERS)]).await;
     let mut applier = live.applier().await.unwrap();
-    open(&place.brief(2)).await.abandon().await.unwrap();
+    for _ in 0..2 {
+        open(&place.brief(2)).await.abandon().await.unwrap();
+    }
+    // A pod of it that nobody could stop was at its checks all the while.
+    let late = open(&place.brief(2)).await;
+    for _ in 0..2 {
+        assert_eq!(late.state().await.unwrap(), None);
+        let refused = late.begin().await;
+        assert!(matches!(&refused, Err(Error::Permanent(f)) if f.reason == "EpochGone"), "{refused:?}");
+    }
     applier.commit(boundary(2).lsn).await.unwrap();
-    open(&place.brief(2)).await.begin().await.unwrap();
+    live.begin().await.unwrap();
+    assert_eq!(live.state().await.unwrap().unwrap().newest_epoch, 1);
+    let next = open(&place.brief(3)).await;
+    whole(&*next, &[(orders(&place), ORDERS)]).await;
+    assert!(matches!(late.begin().await, Err(Error::Superseded(3))));
+    next.forget(true).await.unwrap();
+    assert_eq!(place.epochs().await, Vec::<u32>::new());
+}
+
+async fn a_mirror_whose_only_epoch_was_given_up_leaves_nothing_behind<F: Fixture>() {
+    let place = F::new().await;
+    // Another mirror has made the ledger.
+    let mut other = place.brief(1);
+    other.mirror_uid = "0a1b2c3d-0000-4000-8000-00000000000f".into();
+    open(&other).await.begin().await.unwrap();
+    let at = open(&place.brief(1)).await;
+    at.abandon().await.unwrap();
+    assert!(matches!(at.begin().await, Err(Error::Permanent(f)) if f.reason == "EpochGone"));
+    for _ in 0..2 {
+        at.forget(true).await.unwrap();
+    }
+    open(&other).await.forget(true).await.unwrap();
+    assert_eq!(place.epochs().await, Vec::<u32>::new());
+    at.begin().await.unwrap();
 }
 
 async fn a_mirror_is_forgotten_whole_whatever_its_newest_epoch_is<F: Fixture>() {
@@ -387,7 +420,8 @@ for_every_kind! {
     a_refused_value_is_permanent_and_names_the_column_but_not_the_value;
     a_lost_snapshot_empties_incomplete_tables_only;
     an_abandoned_epoch_leaves_nothing_but_the_fence_which_keeps_its_own_pods_out_too;
-    abandoning_an_epoch_that_never_began_leaves_the_live_one_alone;
+    an_epoch_that_was_given_up_before_it_began_never_begins_and_the_live_one_streams_on;
+    a_mirror_whose_only_epoch_was_given_up_leaves_nothing_behind;
     a_mirror_is_forgotten_whole_whatever_its_newest_epoch_is;
     a_table_that_was_left_out_for_a_while_is_still_the_mirrors_own;
     begin_survives_every_lost_reply;

@@ -11,6 +11,7 @@ mod carry;
 mod clickhouse;
 mod contract;
 mod fixture;
+mod hanging;
 mod on_clickhouse;
 mod on_postgres;
 mod proxy;

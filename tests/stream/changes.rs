@@ -163,3 +163,24 @@ async fn an_idle_mirror_has_no_lag_and_pins_no_log() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_row_that_is_missing_when_an_update_leaves_a_value_out_asks_for_a_resync() {
+    for (name, soft) in [("missing_soft", true), ("missing_hard", false)] {
+        let world = items(name, soft).await;
+        let running = world.run();
+        world.sql(&format!("INSERT INTO public.items SELECT i, 'x', {LARGE}, 1 FROM generate_series(1, 2) i")).await;
+        world.settle(&running).await;
+        assert_eq!(world.drift().await, "");
+        world.destination.batch_execute("DELETE FROM public.items WHERE id = 1").await.unwrap();
+        world.sql("UPDATE public.items SET name = 'y'").await;
+        world.settle(&running).await;
+        assert_eq!(world.at_destination("SELECT string_agg(id || name, ' ') FROM public.items").await, "2y");
+        assert!(world.drift().await.contains("were missing at the destination"), "{}", world.drift().await);
+        // It stays beside what is found later.
+        world.sql("ALTER TABLE public.items DROP price; UPDATE public.items SET name = 'z' WHERE id = 2").await;
+        world.settle(&running).await;
+        let drift = world.drift().await;
+        assert!(drift.contains("\"price\" was dropped") && drift.contains("were missing at the destination"), "{drift}");
+    }
+}

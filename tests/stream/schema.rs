@@ -208,13 +208,76 @@ async fn a_default_that_was_set_later_gives_older_rows_nothing() {
 #[tokio::test]
 async fn a_ledger_of_an_older_layout_is_upgraded_by_whoever_comes_first() {
     let world = World::new("older_ledger", &["a"], TWO).await;
-    world.destination.batch_execute("DROP TABLE _mirror_operator.layout; ALTER TABLE _mirror_operator.table DROP drift").await.unwrap();
+    world.destination.batch_execute("DROP TABLE _mirror_operator.layout; ALTER TABLE _mirror_operator.table DROP drift; ALTER TABLE _mirror_operator.mirror DROP given_up").await.unwrap();
     let (one, two) = (world.process(), world.process());
     let (one, two) = tokio::join!(one.tables(), two.tables());
     assert_eq!((one.unwrap().len(), two.unwrap().len()), (1, 1));
-    assert_eq!(world.at_destination("SELECT string_agg(version::text, ',') FROM _mirror_operator.layout").await, "2");
+    assert_eq!(world.at_destination("SELECT string_agg(version::text, ',') FROM _mirror_operator.layout").await, "3");
     let running = world.run();
     world.sql("INSERT INTO public.a VALUES (1)").await;
     world.settle(&running).await;
     assert_eq!(world.same("a").await, 1);
+}
+
+/// Waits until the ledger says this of the tables' drift.
+async fn until_drift(world: &World, words: &str) {
+    until(&format!("the drift {words:?} is told"), async || world.drift().await.contains(words)).await;
+}
+
+#[tokio::test]
+async fn a_table_that_was_dropped_or_made_again_is_told_although_the_stream_is_silent() {
+    let world = World::new("again", &["a", "b"], TWO).await;
+    let running = world.run();
+    world.sql("INSERT INTO public.a VALUES (1); INSERT INTO public.b VALUES (1)").await;
+    world.settle(&running).await;
+    world.sql("DROP TABLE public.a; CREATE TABLE public.a (id int PRIMARY KEY, v int, w text); INSERT INTO public.a VALUES (2)").await;
+    until_drift(&world, "the table was made again at the source (oid ").await;
+    assert!(world.drift().await.contains("does not cover public.a"), "{}", world.drift().await);
+    world.sql("DROP TABLE public.b").await;
+    until_drift(&world, "the table was dropped at the source").await;
+    // What was told before stays, whatever becomes of the process.
+    drop(running);
+    let running = world.run();
+    world.sql("CREATE TABLE public.b (id int PRIMARY KEY, v int)").await;
+    until_drift(&world, "does not cover public.b").await;
+    assert!(world.drift().await.contains("was dropped at the source"));
+    assert!(running.health.borrow().failure.is_none());
+}
+
+#[tokio::test]
+async fn a_table_that_left_the_publication_is_told_and_stays_told_when_it_is_back() {
+    let world = World::new("left", &["a", "b"], TWO).await;
+    let running = world.run();
+    let publication = mirror_operator::postgres::ident(&world.brief.slot());
+    world.sql(&format!("ALTER PUBLICATION {publication} DROP TABLE public.a; INSERT INTO public.a VALUES (1)")).await;
+    until_drift(&world, "does not cover public.a").await;
+    world
+        .sql(&format!("ALTER PUBLICATION {publication} ADD TABLE public.a; ALTER PUBLICATION {publication} SET (publish = 'insert')"))
+        .await;
+    until_drift(&world, "leaves out some kinds of changes").await;
+    assert!(world.drift().await.contains("does not cover public.a"), "the changes meanwhile are missing");
+    world.sql("ALTER TABLE public.b RENAME TO bb; INSERT INTO public.bb VALUES (2)").await;
+    until_drift(&world, "it is public.bb now").await;
+    world.settle(&running).await;
+    assert_eq!(world.at_destination("SELECT count(*)::text FROM public.b").await, "1", "its changes go on");
+    assert!(!world.drift().await.contains("does not cover public.b"));
+}
+
+#[tokio::test]
+async fn a_publication_that_was_dropped_is_told_before_the_next_change_is() {
+    let world = World::new("unpublished", &["a"], TWO).await;
+    let running = world.run();
+    until("the stream is connected", async || running.health.borrow().stream.connected).await;
+    world.sql(&format!("DROP PUBLICATION {}", mirror_operator::postgres::ident(&world.brief.slot()))).await;
+    until_drift(&world, "was dropped at the source").await;
+    world.sql("INSERT INTO public.a VALUES (1)").await;
+    until("the stream says so too", async || {
+        running
+            .health
+            .borrow()
+            .failure
+            .as_ref()
+            .is_some_and(|f| f.reason == "PublicationMissing" && f.message.contains("apply a MirrorResync"))
+    })
+    .await;
 }

@@ -12,7 +12,7 @@ use super::{
     quote::literal,
 };
 use crate::{
-    destination::{Chunk, EpochState, Error, LedgerTable},
+    destination::{Chunk, EpochState, Error, LedgerTable, given_up},
     postgres::Lsn,
     report::{Load, SwapReport, TableReport},
     table::{TableName, TableSchema},
@@ -42,6 +42,8 @@ macro_rules! facts {
 facts! {
     /// The epoch has begun.
     Begun = "begun" { resync: String, slot: String, }
+    /// The epoch was given up before it began, and never will.
+    GivenUp = "given up" { }
     /// The current snapshot. Its version is the generation.
     Snapshot = "snapshot" { lsn: Lsn, start_lsn: Lsn, partitions: u32, rows: u64, bytes: u64, }
     /// A table.
@@ -291,8 +293,20 @@ pub(super) async fn begin(at: &ClickHouse) -> Result<(), Error> {
     if let Some(newest) = at.newest().await?.filter(|newest| *newest > at.brief.epoch) {
         return Err(Error::Superseded(newest));
     }
-    raise(at, at.brief.epoch).await?;
-    at.fence().await?;
+    // Read by the very statement that raises it: whoever gives the epoch up ends those that began before.
+    let tombs = format!(
+        "SELECT count() FROM {} WHERE mirror = {} AND epoch = {} AND kind = {}",
+        at.ledger(FACT),
+        literal(&at.brief.mirror_uid),
+        at.brief.epoch,
+        literal(GivenUp::KIND)
+    );
+    raise(at, at.brief.epoch, &format!("({tombs}) = 0")).await?;
+    match at.newest().await? {
+        Some(newest) if newest > at.brief.epoch => return Err(Error::Superseded(newest)),
+        Some(newest) if newest == at.brief.epoch => {}
+        _ => return Err(given_up(&at.brief)),
+    }
     end_queries_before(at, at.brief.epoch).await?;
     if at.facts(&[Begun::KIND]).await?.get::<Begun>(0)?.is_none() {
         at.record(&[at.entry(0, 0, &Begun { resync: at.brief.resync_uid.clone(), slot: at.brief.slot() })?]).await?;
@@ -300,11 +314,11 @@ pub(super) async fn begin(at: &ClickHouse) -> Result<(), Error> {
     Ok(())
 }
 
-/// Closes the fence behind all epochs before this one.
-pub(super) async fn raise(at: &ClickHouse, epoch: u32) -> Result<(), Error> {
+/// Closes the fence behind all epochs before this one, if a condition holds when the statement begins.
+pub(super) async fn raise(at: &ClickHouse, epoch: u32, condition: &str) -> Result<(), Error> {
     let name = format!("{}/{}", at.brief.namespace, at.brief.mirror);
     let sql = format!(
-        "INSERT INTO {} (mirror, epoch, name) VALUES ({}, {}, {})",
+        "INSERT INTO {} (mirror, epoch, name) SELECT {}, {}, {} WHERE {condition}",
         at.ledger(MIRROR),
         literal(&at.brief.mirror_uid),
         epoch,

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{
     ClickHouse,
     error::permanent,
-    ledger::{self, Begun, FACT, Fact, MIRROR, Table},
+    ledger::{self, Begun, FACT, Fact, GivenUp, MIRROR, Table},
     live,
     quote::literal,
     swap,
@@ -54,14 +54,17 @@ async fn forget_epochs(at: &ClickHouse, which: impl Fn(u32) -> bool) -> Result<(
 /// The fence is closed first, behind this epoch too: a pod of it that nobody could stop finds it so. The next epoch has the number that closes it.
 /// What is left of this one tells a repeated call that it is not done.
 pub(super) async fn abandon(at: &ClickHouse) -> Result<(), Error> {
-    if at.facts(&[Begun::KIND]).await?.get::<Begun>(0)?.is_none() || ledger::swap_report(at).await?.is_some() {
+    if !at.has_ledger().await? || ledger::swap_report(at).await?.is_some() {
+        return Ok(());
+    }
+    if at.facts(&[Begun::KIND]).await?.get::<Begun>(0)?.is_none() && !give_up(at).await? {
         return Ok(());
     }
     let next = at.brief.epoch + 1;
     match at.newest().await? {
         Some(newest) if newest > next || newest == next && at.has_begun(next).await? => return Err(Error::Superseded(newest)),
         Some(newest) if newest == next => {}
-        _ => ledger::raise(at, next).await?,
+        _ => ledger::raise(at, next, "true").await?,
     }
     ledger::end_queries_before(at, next).await?;
     for found in live::marked(at).await?.iter().filter(|found| found.is_shadow() && found.mark.epoch == at.brief.epoch) {
@@ -71,9 +74,16 @@ pub(super) async fn abandon(at: &ClickHouse) -> Result<(), Error> {
     forget_epochs(at, |epoch| epoch == at.brief.epoch).await
 }
 
+/// Lets an epoch that has not begun never do so, and leaves those before it alone; true if it was just about to begin, and has fenced them.
+async fn give_up(at: &ClickHouse) -> Result<bool, Error> {
+    at.record(&[at.entry(0, 0, &GivenUp {})?]).await?;
+    ledger::end_writers(at).await?;
+    Ok(at.newest().await? == Some(at.brief.epoch))
+}
+
 /// See [`Destination::forget`](crate::destination::Destination::forget).
 pub(super) async fn forget(at: &ClickHouse, drop_live: bool) -> Result<(), Error> {
-    if at.newest().await?.is_none() {
+    if !at.has_ledger().await? {
         return Ok(());
     }
     // Whatever the newest epoch is: a mirror that goes has no newer one to protect.

@@ -30,6 +30,10 @@ use statements::Names;
 const SETTINGS: &str = "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off; \
      SET tcp_keepalives_idle = 20; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; SET client_connection_check_interval = 2000";
 
+/// Of an update that leaves a large value out, because it did not change, nothing can be made where the row is not.
+const MISSING: &str =
+    "rows that were updated at the source were missing at the destination, and came without the large values that had not changed";
+
 /// Readers are not kept waiting behind a lock that is not granted.
 const LOCK_TIMEOUT: &str = "2s";
 
@@ -138,11 +142,7 @@ impl Applier for PostgresApplier {
 
     async fn drift(&mut self, table: &TableSchema, drift: &BTreeSet<String>) -> Result<(), Error> {
         self.begin().await?;
-        let list: Vec<_> = drift.iter().map(|d| literal(d)).collect();
-        let (mirror, number) = (&self.mirror, table.number);
-        let sql =
-            format!("UPDATE _mirror_operator.table SET drift = ARRAY[{}]::text[] WHERE {mirror} AND number = {number}", list.join(", "));
-        self.client.batch_execute(&sql).await.map_err(|e| meaning(&e, "writing the ledger"))
+        self.client.batch_execute(&self.add_drift(table, drift)).await.map_err(|e| meaning(&e, "writing the ledger"))
     }
 
     async fn park(&mut self, table: &TableSchema, why: &str) -> Result<(), Error> {
@@ -229,13 +229,24 @@ impl PostgresApplier {
         sink.finish().await?;
         let answers = self.client.simple_query(&staged.statements.join("; ")).await?;
         let counts = completed(&answers);
-        for (statement, rows) in staged.expected {
-            let found = counts.get(statement).copied().unwrap_or(0);
-            if found != rows {
-                tracing::warn!(table = %table.destination, expected = rows, found, "rows that were updated at the source are missing at the destination");
-            }
+        let missing = staged.expected.into_iter().any(|(statement, rows)| counts.get(statement).copied().unwrap_or(0) != rows);
+        if missing {
+            tracing::warn!(table = %table.destination, "{MISSING}");
+            self.client.batch_execute(&self.add_drift(table, &BTreeSet::from([MISSING.to_string()]))).await?;
         }
         Ok(())
+    }
+
+    /// Adds to what is known of a table's drift, whoever has found the rest.
+    fn add_drift(&self, table: &TableSchema, drift: &BTreeSet<String>) -> String {
+        let list: Vec<_> = drift.iter().map(|d| literal(d)).collect();
+        format!(
+            "UPDATE _mirror_operator.table SET drift = ARRAY(SELECT DISTINCT unnest(coalesce(drift, '{{}}') || ARRAY[{}]::text[]) ORDER BY 1) \
+             WHERE {} AND number = {}",
+            list.join(", "),
+            self.mirror,
+            table.number
+        )
     }
 
     /// Makes the table's stage unless this session has one for its present columns.

@@ -1,5 +1,7 @@
 //! What others have built upon a live table: views, which move with its name, and things that cannot, which are found before anything is dropped.
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::{GenericClient, Transaction};
 
 use super::{dress, error::At};
@@ -48,6 +50,21 @@ const OBSTACLES: &str = "
   UNION ALL
     SELECT format('inheritance of %s from %s', inhrelid::regclass, inhparent::regclass) FROM pg_catalog.pg_inherits WHERE inhparent = $1 OR inhrelid = $1";
 
+/// What keeps the relations `$1` from being dropped, each with the relation that it hangs on: what depends on them or on a part of them, such as the
+/// row type or the key, and is no part of any (PostgreSQL docs, "pg_depend": such dependencies are `n`, those of parts `a`, `i`, `P` and `S`).
+const HANGING: &str = "
+    WITH RECURSIVE part (root, class, object) AS (
+        SELECT oid, 'pg_catalog.pg_class'::regclass::oid, oid FROM unnest($1::oid[]) AS r (oid)
+         UNION
+        SELECT p.root, d.classid, d.objid FROM part p JOIN pg_catalog.pg_depend d ON d.refclassid = p.class AND d.refobjid = p.object
+        WHERE d.deptype IN ('a', 'i', 'P', 'S'))
+    SELECT DISTINCT p.root::regclass::text, CASE WHEN r.rulename = '_RETURN' THEN pg_describe_object('pg_catalog.pg_class'::regclass, r.ev_class, 0)
+                                                 ELSE pg_describe_object(d.classid, d.objid, d.objsubid) END
+    FROM part p JOIN pg_catalog.pg_depend d ON d.refclassid = p.class AND d.refobjid = p.object
+    LEFT JOIN pg_catalog.pg_rewrite r ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND r.oid = d.objid
+    WHERE d.deptype = 'n' AND NOT EXISTS (SELECT FROM part o WHERE o.class = d.classid AND o.object = d.objid)
+    ORDER BY 1, 2";
+
 /// Views upon `$1`, whatever their depth, and for each whether a column that it uses has another type in the new table: `$2` are the new tables, in
 /// the order of `$1`. A view upon a view with such a column is one itself. The depth is the longest way to a table.
 const VIEWS: &str = "
@@ -71,6 +88,18 @@ const VIEWS: &str = "
 pub(super) async fn obstacles(client: &impl GenericClient, live: u32, columns: &[String]) -> Result<Vec<String>, Error> {
     let rows = client.query(OBSTACLES, &[&live, &columns]).await.at("looking for dependent objects")?;
     Ok(rows.iter().map(|r| r.get(0)).collect())
+}
+
+/// Words for whatever keeps these relations from being dropped, with the cure; a sentence for each relation.
+pub(super) async fn hanging(client: &impl GenericClient, relations: &[u32]) -> Result<Vec<String>, Error> {
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for row in client.query(HANGING, &[&relations]).await.at("looking for dependent objects")? {
+        found.entry(row.get(0)).or_default().push(row.get(1));
+    }
+    let cured = |(table, what): (String, Vec<String>)| {
+        format!("{} hangs on {table}, which cannot be dropped: drop it, or rename {table}, which then stays", what.join(" and "))
+    };
+    Ok(found.into_iter().map(cured).collect())
 }
 
 /// How the views upon the swapped tables come to the new ones.

@@ -50,6 +50,11 @@ pub(super) fn lock_not_granted(error: &tokio_postgres::Error) -> bool {
     matches!(sqlstate(error), Some("55P03" | "57014" | "40P01"))
 }
 
+/// Whether the server refused to drop something because of what hangs on it.
+pub(super) fn depended_on(error: &tokio_postgres::Error) -> bool {
+    sqlstate(error) == Some("2BP01")
+}
+
 /// Sorts an error into retry or stop. An error without SQLSTATE is a broken connection: what it did is unknown, and every caller looks again.
 pub(super) fn meaning(error: &tokio_postgres::Error, doing: &str) -> Error {
     let Some(db) = error.as_db_error() else {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     brief::Brief,
-    destination::{Chunk, EpochState, Error, LedgerTable},
+    destination::{Chunk, EpochState, Error, LedgerTable, given_up},
     name,
     postgres::{Lsn, ident, literal},
     report::{Load, SwapReport, TableReport},
@@ -26,7 +26,7 @@ const LOCK: &str = "hashtextextended('mirror-operator ledger', 0)";
 const TABLES: &str = include_str!("ledger.sql");
 
 /// The version of their layout, as the file itself records it.
-const LAYOUT: i32 = 2;
+const LAYOUT: i32 = 3;
 
 /// How long an upgrade of the layout waits for a lock.
 const UPGRADE_PATIENCE: &str = "SET LOCAL lock_timeout = '10s'";
@@ -120,8 +120,9 @@ pub(super) async fn begin(at: &Postgres) -> Result<(), Error> {
         let wait = format!("SET LOCAL lock_timeout = {}", PATIENCE.as_millis());
         tx.batch_execute(&wait).await.at("beginning the epoch")?;
         match record(&tx, &at.brief).await {
-            Ok(Some(newest)) => return Err(Error::Superseded(newest)),
-            Ok(None) => {
+            Ok(Record::Superseded(newest)) => return Err(Error::Superseded(newest)),
+            Ok(Record::GivenUp) => return Err(given_up(&at.brief)),
+            Ok(Record::Begun) => {
                 commit(tx, "beginning the epoch").await?;
                 session.keep();
                 return Ok(());
@@ -162,19 +163,43 @@ pub(super) fn ledger_cure(database: &str, user: &str) -> String {
     format!("GRANT CREATE ON DATABASE {database} TO {user}; or CREATE SCHEMA _mirror_operator AUTHORIZATION {user};")
 }
 
-/// Records the epoch; the newest one if that is newer.
-async fn record(tx: &Transaction<'_>, brief: &Brief) -> Result<Option<u32>, tokio_postgres::Error> {
+/// What became of an epoch that was to begin.
+enum Record {
+    Begun,
+    /// A newer one has.
+    Superseded(u32),
+    GivenUp,
+}
+
+/// Records the epoch, if it may begin.
+async fn record(tx: &Transaction<'_>, brief: &Brief) -> Result<Record, tokio_postgres::Error> {
     pass(tx, brief, "pg_advisory_xact_lock").await?;
-    let sql = "INSERT INTO _mirror_operator.mirror AS m (mirror, name, epoch) VALUES ($1::text::uuid, $2, $3)
-               ON CONFLICT (mirror) DO UPDATE SET epoch = greatest(m.epoch, excluded.epoch), name = excluded.name RETURNING epoch";
     let epoch = brief.epoch as i32;
-    let newest: i32 = tx.query_one(sql, &[&brief.mirror_uid, &format!("{}/{}", brief.namespace, brief.mirror), &epoch]).await?.get(0);
-    if newest > epoch {
-        return Ok(Some(newest as u32));
+    let sql =
+        "SELECT m.epoch, m.given_up >= $2 AND NOT EXISTS (SELECT FROM _mirror_operator.epoch e WHERE e.mirror = m.mirror AND e.epoch = $2)
+               FROM _mirror_operator.mirror m WHERE m.mirror = $1::text::uuid";
+    if let Some(row) = tx.query_opt(sql, &[&brief.mirror_uid, &epoch]).await? {
+        match (row.get::<_, i32>(0), row.get(1)) {
+            (newest, _) if newest > epoch => return Ok(Record::Superseded(newest as u32)),
+            (_, true) => return Ok(Record::GivenUp),
+            (_, false) => {}
+        }
     }
+    let sql = "INSERT INTO _mirror_operator.mirror AS m (mirror, name, epoch) VALUES ($1::text::uuid, $2, $3)
+               ON CONFLICT (mirror) DO UPDATE SET epoch = excluded.epoch, name = excluded.name";
+    tx.execute(sql, &[&brief.mirror_uid, &format!("{}/{}", brief.namespace, brief.mirror), &epoch]).await?;
     let sql = "INSERT INTO _mirror_operator.epoch (mirror, epoch, resync, slot) VALUES ($1::text::uuid, $2, $3::text::uuid, $4) ON CONFLICT DO NOTHING";
     tx.execute(sql, &[&brief.mirror_uid, &epoch, &brief.resync_uid, &brief.slot()]).await?;
-    Ok(None)
+    Ok(Record::Begun)
+}
+
+/// Records that an epoch which has not begun never will. The newest epoch stays what it is: the live one goes on.
+pub(super) async fn give_up(tx: &Transaction<'_>, brief: &Brief) -> Result<(), Error> {
+    let sql = "INSERT INTO _mirror_operator.mirror AS m (mirror, name, epoch, given_up) VALUES ($1::text::uuid, $2, 0, $3)
+               ON CONFLICT (mirror) DO UPDATE SET given_up = greatest(m.given_up, excluded.given_up)";
+    let name = format!("{}/{}", brief.namespace, brief.mirror);
+    tx.execute(sql, &[&brief.mirror_uid, &name, &(brief.epoch as i32)]).await.at("writing the ledger")?;
+    Ok(())
 }
 
 /// Ends the sessions of earlier epochs. They are over anyway; one whose pod was lost may hold its locks for long.

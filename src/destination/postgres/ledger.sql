@@ -8,7 +8,8 @@ CREATE TABLE IF NOT EXISTS _mirror_operator.mirror (
     mirror      uuid PRIMARY KEY,            -- UID of the Mirror
     name        text NOT NULL,               -- namespace/name, for people
     epoch       int  NOT NULL,
-    live_epoch  int  NOT NULL DEFAULT 0      -- whose tables bear the live names; 0 before the first load
+    live_epoch  int  NOT NULL DEFAULT 0,     -- whose tables bear the live names; 0 before the first load
+    given_up    int  NOT NULL DEFAULT 0      -- epochs up to this one that have not begun never will
 );
 
 CREATE TABLE IF NOT EXISTS _mirror_operator.epoch (
@@ -79,11 +80,13 @@ CREATE TABLE IF NOT EXISTS _mirror_operator.chunk (
 
 CREATE INDEX IF NOT EXISTS chunk_partition ON _mirror_operator.chunk (mirror, epoch, partition);
 
--- One row: the version of this layout, for whoever opens the ledger. 1, the first, did not have this table; 2 has it and the column `drift`.
+-- One row: the version of this layout, for whoever opens the ledger. 1, the first, did not have this table; 2 has it and the column `drift`,
+-- 3 the column `given_up`.
 CREATE TABLE IF NOT EXISTS _mirror_operator.layout (
     one     boolean PRIMARY KEY DEFAULT true CHECK (one),
     version int NOT NULL
 );
 ALTER TABLE _mirror_operator.table ADD COLUMN IF NOT EXISTS drift text[];
-INSERT INTO _mirror_operator.layout AS l (version) VALUES (2) ON CONFLICT (one) DO UPDATE SET version = greatest(l.version, excluded.version);
+ALTER TABLE _mirror_operator.mirror ADD COLUMN IF NOT EXISTS given_up int NOT NULL DEFAULT 0;
+INSERT INTO _mirror_operator.layout AS l (version) VALUES (3) ON CONFLICT (one) DO UPDATE SET version = greatest(l.version, excluded.version);
 GRANT SELECT ON _mirror_operator.layout TO PUBLIC;

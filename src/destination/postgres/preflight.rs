@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Postgres, dependents,
     error::{At, failure},
-    ledger, live,
+    ledger, live, retire,
     session::Session,
 };
 use crate::{
@@ -35,6 +35,11 @@ pub(super) async fn preflight(at: &Postgres, tables: &[TableSchema]) -> Result<V
     taken(&session, &at.brief, tables, ledger, &mut found).await?;
     for table in tables {
         replaceable(&session, at, table, &mut found).await?;
+    }
+    if ledger {
+        let retired: Vec<u32> = retire::of_earlier_swaps(session.client(), &at.brief).await?.iter().map(|old| old.oid).collect();
+        let hanging = dependents::hanging(session.client(), &retired).await?;
+        found.extend(hanging.into_iter().map(|what| failure("DependentObject", format!("an earlier swap has retired a table. {what}"))));
     }
     session.keep();
     Ok(found)

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use tokio::time::sleep;
-use tokio_postgres::Transaction;
+use tokio_postgres::{GenericClient, Row, Transaction};
 
 use super::{
-    Postgres,
-    error::{At, lock_not_granted, meaning},
+    Postgres, dependents,
+    error::{At, depended_on, lock_not_granted},
     ledger,
     session::{Session, check, commit, fence_alone, pass},
 };
@@ -28,25 +28,32 @@ pub(super) async fn drop_retired(at: &Postgres) -> Result<(), Error> {
     Ok(())
 }
 
-/// A table that a swap has retired, as the ledger and the catalog agree on it.
-pub(super) struct Retired {
+/// A table of the mirror's, as the ledger and the catalog agree on it.
+pub(super) struct Found {
     pub oid: u32,
     /// Its quoted name.
     pub sql: String,
 }
 
+impl Found {
+    /// From a row of oid, schema and name.
+    fn read(row: &Row) -> Self {
+        Self { oid: row.get(0), sql: qualified(row.get(1), row.get(2)) }
+    }
+}
+
 /// What swaps of earlier epochs have retired and nobody has dropped.
-pub(super) async fn of_earlier_swaps(tx: &Transaction<'_>, brief: &Brief) -> Result<Vec<Retired>, Error> {
+pub(super) async fn of_earlier_swaps(client: &impl GenericClient, brief: &Brief) -> Result<Vec<Found>, Error> {
     let sql = "SELECT c.oid, n.nspname, c.relname FROM _mirror_operator.table t
                JOIN pg_catalog.pg_class c ON c.oid = t.retired AND c.relname = t.retired_name
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = t.destination_schema
                WHERE t.mirror = $1::text::uuid AND t.epoch < $2 ORDER BY 1";
-    let rows = tx.query(sql, &[&brief.mirror_uid, &(brief.epoch as i32)]).await.at("reading the ledger")?;
-    Ok(rows.iter().map(|r| Retired { oid: r.get(0), sql: qualified(r.get(1), r.get(2)) }).collect())
+    let rows = client.query(sql, &[&brief.mirror_uid, &(brief.epoch as i32)]).await.at("reading the ledger")?;
+    Ok(rows.iter().map(Found::read).collect())
 }
 
 /// Drops them; the caller holds their locks.
-pub(super) fn drop_statement(retired: &[Retired]) -> String {
+pub(super) fn drop_statement(retired: &[Found]) -> String {
     let names: Vec<&str> = retired.iter().map(|old| old.sql.as_str()).collect();
     if names.is_empty() { String::new() } else { format!("DROP TABLE {}", names.join(", ")) }
 }
@@ -65,6 +72,7 @@ async fn drop_all_retired(session: &mut Session<'_>, brief: &Brief) -> Result<()
             Outcome::Dropped => tries = 1,
             Outcome::NothingLeft => break,
             Outcome::InUse(table) if tries >= RETIRED_TRIES => return Err(in_use(&table)),
+            Outcome::DependedOn(table, oid) => return Err(Error::Transient(hanging(session.client(), &table, &[oid]).await?)),
             Outcome::InUse(_) => {
                 tries += 1;
                 sleep(RETIRED_PAUSE).await;
@@ -80,6 +88,8 @@ enum Outcome {
     NothingLeft,
     /// Somebody reads it.
     InUse(String),
+    /// Something hangs on it.
+    DependedOn(String, u32),
 }
 
 /// Drops one of them, told by oid and name together. It is chosen alone behind the fence: an earlier call of the same,
@@ -88,7 +98,7 @@ async fn drop_one(session: &mut Session<'_>, brief: &Brief) -> Result<Outcome, E
     let doing = "dropping old tables";
     let tx = session.begin(doing).await?;
     fence_alone(&tx, brief).await?;
-    let sql = "SELECT t.epoch, t.number, t.destination_schema, c.relname FROM _mirror_operator.table t
+    let sql = "SELECT t.epoch, t.number, t.destination_schema, c.relname, c.oid FROM _mirror_operator.table t
                LEFT JOIN pg_catalog.pg_class c ON c.oid = t.retired AND c.relnamespace =
                    (SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname = t.destination_schema)
                    AND c.relname = t.retired_name
@@ -103,6 +113,10 @@ async fn drop_one(session: &mut Session<'_>, brief: &Brief) -> Result<Outcome, E
                 tx.rollback().await.at(doing)?;
                 return Ok(Outcome::InUse(table));
             }
+            Err(error) if depended_on(&error) => {
+                tx.rollback().await.at(doing)?;
+                return Ok(Outcome::DependedOn(table, row.get(4)));
+            }
             other => other.at(&format!("dropping {table}"))?,
         }
     }
@@ -114,6 +128,14 @@ async fn drop_one(session: &mut Session<'_>, brief: &Brief) -> Result<Outcome, E
 
 fn in_use(tables: &str) -> Error {
     Error::Transient(format!("{tables} cannot be dropped yet: other sessions still use them. It is tried again"))
+}
+
+/// Says what hangs on tables that cannot be dropped, and the cure.
+async fn hanging(client: &impl GenericClient, tables: &str, oids: &[u32]) -> Result<String, Error> {
+    match dependents::hanging(client, oids).await?.as_slice() {
+        [] => Ok(format!("{tables} could not be dropped: something hung on it. It is tried again")),
+        found => Ok(format!("{}. It is tried again", found.join("; "))),
+    }
 }
 
 /// Epochs before the live one that have neither tables nor retired ones left: their rows go. A table that the Mirror no longer lists still bears its
@@ -140,18 +162,23 @@ pub(super) async fn abandon(at: &Postgres) -> Result<(), Error> {
     let tx = session.begin(doing).await?;
     pass(&tx, &at.brief, "pg_advisory_xact_lock").await.at("passing the fence")?;
     let epoch = at.brief.epoch as i32;
-    let unfinished =
-        "SELECT EXISTS (SELECT FROM _mirror_operator.epoch WHERE mirror = $1::text::uuid AND epoch = $2 AND swapped_at IS NULL)";
-    if !tx.query_one(unfinished, &[&at.brief.mirror_uid, &epoch]).await.at("reading the ledger")?.get::<_, bool>(0) {
-        return Ok(());
+    let swapped = "SELECT swapped_at IS NOT NULL FROM _mirror_operator.epoch WHERE mirror = $1::text::uuid AND epoch = $2";
+    match tx.query_opt(swapped, &[&at.brief.mirror_uid, &epoch]).await.at("reading the ledger")?.map(|row| row.get::<_, bool>(0)) {
+        Some(true) => return Ok(()),
+        Some(false) => {}
+        None => {
+            ledger::give_up(&tx, &at.brief).await?;
+            commit(tx, doing).await?;
+            session.keep();
+            return Ok(());
+        }
     }
     check(&tx, &at.brief).await?;
-    let unswapped = "SELECT n.nspname, c.relname FROM _mirror_operator.table t JOIN _mirror_operator.epoch e USING (mirror, epoch)
+    let unswapped = "SELECT c.oid, n.nspname, c.relname FROM _mirror_operator.table t JOIN _mirror_operator.epoch e USING (mirror, epoch)
                JOIN pg_catalog.pg_class c ON c.oid = t.relation AND c.relname = t.shadow_name
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = t.destination_schema
                WHERE t.mirror = $1::text::uuid AND t.epoch = $2 AND e.swapped_at IS NULL";
-    let shadows: Vec<String> =
-        tx.query(unswapped, &[&at.brief.mirror_uid, &epoch]).await.at(doing)?.iter().map(|r| qualified(r.get(0), r.get(1))).collect();
+    let shadows: Vec<Found> = tx.query(unswapped, &[&at.brief.mirror_uid, &epoch]).await.at(doing)?.iter().map(Found::read).collect();
     drop_tables(&tx, &shadows).await?;
     let sql = "DELETE FROM _mirror_operator.epoch WHERE mirror = $1::text::uuid AND epoch = $2";
     tx.execute(sql, &[&at.brief.mirror_uid, &epoch]).await.at(doing)?;
@@ -175,15 +202,15 @@ pub(super) async fn forget(at: &Postgres, drop_live: bool) -> Result<(), Error> 
     // Alone, but whatever the newest epoch is: a mirror that goes has no newer one to protect.
     pass(&tx, &at.brief, "pg_advisory_xact_lock").await.at("passing the fence")?;
     // Told by oid and by one of the names that the mirror has given: what people have renamed is theirs.
-    let sql = "SELECT DISTINCT n.nspname, c.relname FROM _mirror_operator.table t JOIN _mirror_operator.epoch e USING (mirror, epoch)
+    let sql =
+        "SELECT DISTINCT c.oid, n.nspname, c.relname FROM _mirror_operator.table t JOIN _mirror_operator.epoch e USING (mirror, epoch)
                JOIN pg_catalog.pg_namespace n ON n.nspname = t.destination_schema
                JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND CASE
                    WHEN c.oid = t.retired THEN c.relname = t.retired_name
                    WHEN c.oid = t.relation AND e.swapped_at IS NULL THEN c.relname = t.shadow_name
                    WHEN c.oid = t.relation THEN $2 AND c.relname = t.destination_name END
                WHERE t.mirror = $1::text::uuid";
-    let tables: Vec<String> =
-        tx.query(sql, &[&at.brief.mirror_uid, &drop_live]).await.at(doing)?.iter().map(|r| qualified(r.get(0), r.get(1))).collect();
+    let tables: Vec<Found> = tx.query(sql, &[&at.brief.mirror_uid, &drop_live]).await.at(doing)?.iter().map(Found::read).collect();
     drop_tables(&tx, &tables).await?;
     tx.execute("DELETE FROM _mirror_operator.mirror WHERE mirror = $1::text::uuid", &[&at.brief.mirror_uid]).await.at(doing)?;
     commit(tx, doing).await?;
@@ -191,15 +218,21 @@ pub(super) async fn forget(at: &Postgres, drop_live: bool) -> Result<(), Error> 
     Ok(())
 }
 
-/// A caller whose reply was lost may still be at it: whoever comes second finds nothing to drop.
-async fn drop_tables(tx: &Transaction<'_>, tables: &[String]) -> Result<(), Error> {
+/// A caller whose reply was lost may still be at it: whoever comes second finds nothing to drop. The savepoint keeps the transaction of use where something
+/// hangs on a table and has to be named.
+async fn drop_tables(tx: &Transaction<'_>, tables: &[Found]) -> Result<(), Error> {
     if tables.is_empty() {
         return Ok(());
     }
-    let names = tables.join(", ");
-    match tx.batch_execute(&format!("{WAIT}; DROP TABLE IF EXISTS {names}")).await {
+    let names = tables.iter().map(|table| table.sql.as_str()).collect::<Vec<_>>().join(", ");
+    let doing = format!("dropping {names}");
+    match tx.batch_execute(&format!("SAVEPOINT whole; {WAIT}; DROP TABLE IF EXISTS {names}")).await {
         Err(error) if lock_not_granted(&error) => Err(in_use(&names)),
-        Err(error) => Err(meaning(&error, &format!("dropping {names}"))),
-        Ok(()) => Ok(()),
+        Err(error) if depended_on(&error) => {
+            tx.batch_execute("ROLLBACK TO whole").await.at(&doing)?;
+            let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
+            Err(Error::Transient(hanging(tx, &names, &oids).await?))
+        }
+        other => other.at(&doing),
     }
 }

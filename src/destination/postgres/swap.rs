@@ -11,10 +11,10 @@ use tokio_postgres::{Client, Transaction};
 
 use super::{
     Postgres, dependents, dress,
-    error::{At, lock_not_granted, meaning, permanent},
+    error::{At, depended_on, lock_not_granted, meaning, permanent},
     ledger::{self, Entry},
     live,
-    retire::{self, Retired},
+    retire::{self, Found},
     session::{Session, fence_alone, gone},
     shadow::AFTER_LOADING,
     snapshots,
@@ -23,7 +23,7 @@ use crate::{
     brief::Brief,
     destination::Error,
     name,
-    postgres::{ident, literal, qualified},
+    postgres::{connect::words, ident, literal, qualified},
     report::SwapReport,
 };
 
@@ -82,6 +82,7 @@ async fn attempt(session: &mut Session<'_>, brief: &Brief, end: Instant, retries
     let before = fingerprint(&tx, &pairs).await?;
     let act = prepare(&tx, brief, &pairs).await?;
     let retired = retire::of_earlier_swaps(&tx, brief).await?;
+    refuse_hanging(&tx, &retired).await?;
     tx.batch_execute("SAVEPOINT locks").await.at(doing)?;
     let started = loop {
         let started = Instant::now();
@@ -103,7 +104,11 @@ async fn attempt(session: &mut Session<'_>, brief: &Brief, end: Instant, retries
     }
     let record = record(brief, &pairs, started.elapsed(), *retries);
     let room = retire::drop_statement(&retired);
-    tx.batch_execute(&format!("{room};{};{record}", act.statements.join(";"))).await.at(doing)?;
+    match tx.batch_execute(&format!("{room};{};{record}", act.statements.join(";"))).await {
+        // Hung there since it was looked at; the next attempt finds it by its name.
+        Err(error) if depended_on(&error) => return Err(Error::Transient(format!("{doing}: {}. It is tried again", words(&error)))),
+        other => other.at(doing)?,
+    }
     tx.commit().await.at(doing)?;
     let blocked = started.elapsed().as_millis() as i64;
     note_block(session.client(), brief, blocked).await;
@@ -239,6 +244,15 @@ async fn refuse_obstacles(tx: &Transaction<'_>, brief: &Brief, pair: &Pair, live
     }
 }
 
+/// Whatever came to hang on a table that has to make room is waited for, like a reader: the load is not thrown away for it.
+async fn refuse_hanging(tx: &Transaction<'_>, retired: &[Found]) -> Result<(), Error> {
+    let retired: Vec<u32> = retired.iter().map(|old| old.oid).collect();
+    match dependents::hanging(tx, &retired).await?.as_slice() {
+        [] => Ok(()),
+        hanging => Err(Error::Transient(format!("the swap waits: {}. It is tried again", hanging.join("; ")))),
+    }
+}
+
 /// The old table's indexes make room for those of the new one.
 async fn old_index_renames(tx: &Transaction<'_>, live: u32) -> Result<Vec<String>, Error> {
     let sql = "SELECT format('ALTER INDEX %I.%I RENAME TO %I', n.nspname, c.relname, 'mo_old_' || c.oid) FROM pg_catalog.pg_index i
@@ -269,7 +283,7 @@ async fn new_index_renames(tx: &Transaction<'_>, pair: &Pair, lives: &[u32]) -> 
 /// Takes the locks that readers feel: views from the outermost in, as readers do, then all tables in one statement. False if that took too long.
 ///
 /// What earlier swaps have retired is locked with them: it makes room in this very transaction, for until then it is the way back.
-async fn lock(tx: &Transaction<'_>, views: &[String], pairs: &[Pair], retired: &[Retired]) -> Result<bool, Error> {
+async fn lock(tx: &Transaction<'_>, views: &[String], pairs: &[Pair], retired: &[Found]) -> Result<bool, Error> {
     let end = Instant::now() + PATIENCE;
     let mut sql: Vec<String> =
         retired.iter().map(|old| format!("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE", old.sql)).chain(views.iter().cloned()).collect();
@@ -304,7 +318,7 @@ async fn give_back(tx: &Transaction<'_>) -> Result<(), Error> {
 const GIVE_BACK: &str = "ROLLBACK TO locks";
 
 /// Sessions that hold locks on the live tables, or on those that make room for them.
-async fn in_the_way(tx: &Transaction<'_>, pairs: &[Pair], retired: &[Retired]) -> Result<String, Error> {
+async fn in_the_way(tx: &Transaction<'_>, pairs: &[Pair], retired: &[Found]) -> Result<String, Error> {
     give_back(tx).await?;
     let tables: Vec<u32> = pairs.iter().filter_map(|p| p.live).chain(retired.iter().map(|old| old.oid)).collect();
     let sql = "SELECT DISTINCT format('pid %s (%s)', l.pid, coalesce(nullif(a.application_name, ''), 'no name')) FROM pg_catalog.pg_locks l
