@@ -57,6 +57,11 @@ impl Ddl<'_> {
         format!("ALTER TABLE {}{}", quoted(table), self.on())
     }
 
+    /// Rows that have expired go in the background.
+    pub(super) fn expire(self, table: &TableName, ttl: &str) -> String {
+        format!("{} MODIFY TTL {ttl} SETTINGS materialize_ttl_after_modify = 1", self.alter(table))
+    }
+
     pub(super) fn comment(self, table: &TableName, words: &str) -> String {
         format!("{} MODIFY COMMENT {}", self.alter(table), literal(words))
     }
@@ -130,6 +135,7 @@ mod tests {
             ddl.create_database("shop"),
             ddl.create(&name("t")),
             ddl.alter(&name("t")),
+            ddl.expire(&name("t"), "at + INTERVAL 1 YEAR"),
             ddl.comment(&name("t"), "it's"),
             ddl.mark(&name("t"), &mark, "Orders."),
             ddl.drop(&name("t")),
@@ -149,6 +155,7 @@ mod tests {
             "CREATE DATABASE IF NOT EXISTS `shop`",
             "CREATE TABLE IF NOT EXISTS `shop`.`t`",
             "ALTER TABLE `shop`.`t`",
+            "ALTER TABLE `shop`.`t` MODIFY TTL at + INTERVAL 1 YEAR SETTINGS materialize_ttl_after_modify = 1",
             "ALTER TABLE `shop`.`t` MODIFY COMMENT 'it\\'s'",
             "ALTER TABLE `shop`.`t` MODIFY COMMENT 'Orders. [mirror-operator u e2 t3 retired]'",
             "DROP TABLE IF EXISTS `shop`.`t` SYNC SETTINGS max_table_size_to_drop = 0, max_partition_size_to_drop = 0",
@@ -170,6 +177,7 @@ mod tests {
             "CREATE DATABASE IF NOT EXISTS `shop` ON CLUSTER `c 1`",
             "CREATE TABLE IF NOT EXISTS `shop`.`t` ON CLUSTER `c 1`",
             "ALTER TABLE `shop`.`t` ON CLUSTER `c 1`",
+            "ALTER TABLE `shop`.`t` ON CLUSTER `c 1` MODIFY TTL at + INTERVAL 1 YEAR SETTINGS materialize_ttl_after_modify = 1",
             "ALTER TABLE `shop`.`t` ON CLUSTER `c 1` MODIFY COMMENT 'it\\'s'",
             "ALTER TABLE `shop`.`t` ON CLUSTER `c 1` MODIFY COMMENT 'Orders. [mirror-operator u e2 t3 retired]'",
             "DROP TABLE IF EXISTS `shop`.`t` ON CLUSTER `c 1` SYNC SETTINGS max_table_size_to_drop = 0, max_partition_size_to_drop = 0",

@@ -17,7 +17,7 @@ use super::{
     mark::Mark,
     retire,
 };
-use crate::{destination::Error, name, report::SwapReport, table::TableName};
+use crate::{api::clickhouse::Engine, destination::Error, name, report::SwapReport, table::TableName};
 
 /// How often a swap of one table is begun anew because somebody else was at it.
 const ATTEMPTS: u32 = 20;
@@ -50,6 +50,9 @@ pub(super) async fn swap(at: &ClickHouse) -> Result<SwapReport, Error> {
             live::refuse(at, &found, &table.schema).await?;
         }
     }
+    for (_, _, table) in &tables {
+        expire(at, table).await?;
+    }
     let started = Instant::now();
     let mut retries = 0;
     for (_, _, table) in &tables {
@@ -70,6 +73,18 @@ async fn record(at: &ClickHouse, mixed: Duration, retries: u32) -> Result<SwapRe
     let now: Now = at.client()?.row("SELECT formatDateTime(now64(3, 'UTC'), '%Y-%m-%dT%H:%i:%S.000Z') AS now", "reading the clock").await?;
     at.record(&[at.entry(0, 0, &Swapped { at: now.now, millis: mixed.as_millis() as i64, retries })?]).await?;
     ledger::swap_report(at).await?.ok_or_else(|| at.gone())
+}
+
+/// Gives the shadow its TTL, which deletes what has expired. Another swap that has renamed it meanwhile has done so before.
+async fn expire(at: &ClickHouse, table: &Table) -> Result<(), Error> {
+    let options = at.options(&table.schema);
+    if let Some(ttl) = options.ttl.filter(|_| options.engine != Engine::Null)
+        && let Some(shadow) = shadow(at, table).await?
+    {
+        let outcome = at.client()?.try_run(&at.ddl().expire(&shadow, &ttl), &[]).await;
+        went_through(outcome, &format!("setting the TTL of {shadow}"))?;
+    }
+    Ok(())
 }
 
 /// Brings this epoch's table under its live name. Returns how often that was begun anew.

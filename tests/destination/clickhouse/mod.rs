@@ -6,6 +6,7 @@ mod dependents;
 mod killed;
 mod ordinary;
 mod pressure;
+mod swapping;
 mod tls;
 mod types;
 
