@@ -22,6 +22,7 @@ mod seal;
 mod shadow;
 mod swap;
 pub mod types;
+mod undo;
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},

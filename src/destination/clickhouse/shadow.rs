@@ -11,6 +11,7 @@ use super::{
     mark::{self, Mark},
     own::{Own, VERSION, list, sorting_key},
     quote::{ident, literal},
+    undo,
 };
 use crate::{
     api::clickhouse::{ClickHouseTable, Engine},
@@ -31,7 +32,7 @@ pub(super) async fn create(at: &ClickHouse, boundary: Boundary, tables: &[TableS
     }
     // What earlier epochs and an earlier try of this one have left; from here on their late writers find no tables.
     for found in live::marked(at).await?.iter().filter(|f| f.is_shadow() && f.mark.epoch <= at.brief.epoch) {
-        live::drop_table(at, &found.name).await?;
+        undo::drop_shadow(at, found).await?;
     }
     create_databases(at, tables).await?;
     let mut entries = Vec::with_capacity(tables.len() + plan.chunks.len() + 1);

@@ -81,3 +81,91 @@ async fn rows_that_have_expired_are_counted_and_then_deleted() {
         at.drop_retired().await.unwrap();
     }
 }
+
+/// What an attempt has done of a swap that stopped in the middle.
+async fn exchange(place: &OnClickHouse, table: &str) {
+    place.run(&format!("RENAME TABLE public.{table}_resync_e2g1 TO public.{table}_swap_e2_00000000000000aa")).await;
+    place.run(&format!("EXCHANGE TABLES public.{table} AND public.{table}_swap_e2_00000000000000aa")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_epoch_that_is_given_up_in_the_middle_of_its_swap_is_swapped() {
+    let place = OnClickHouse::new().await;
+    let at = ready(&place).await;
+    exchange(&place, "t").await;
+    assert_eq!(names(&place).await, ["new|old"]);
+    for _ in 0..2 {
+        at.abandon().await.unwrap();
+    }
+    assert_eq!(names(&place).await, ["new|new"]);
+    assert!(at.swapped().await.unwrap().is_some());
+    assert_eq!(place.tables().await, ["t", "t_old", "u", "u_old"]);
+    // Its stream goes on.
+    at.applier().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swap_that_cannot_be_finished_is_taken_back() {
+    let place = OnClickHouse::new().await;
+    let at = ready(&place).await;
+    exchange(&place, "t").await;
+    place.run("RENAME TABLE public.u TO public.kept").await;
+    place.run("CREATE VIEW public.u AS SELECT 1 AS id, 'view' AS name").await;
+    for _ in 0..2 {
+        at.abandon().await.unwrap();
+    }
+    assert_eq!(place.tables().await, ["kept", "t", "u"]);
+    assert_eq!(place.read("t", &["name"]).await, ["old|f"]);
+    assert_eq!(at.swapped().await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exchange_that_comes_while_its_epoch_is_given_up_loses_no_table() {
+    for late in ["SELECT count() AS n FROM system.processes", "TABLE"] {
+        let place = OnClickHouse::new().await;
+        ready(&place).await;
+        place.run("RENAME TABLE public.t_resync_e2g1 TO public.t_swap_e2_00000000000000aa").await;
+        let exchange = {
+            let (to, database) = (place.to.clone(), place.to.database.clone());
+            move || {
+                let (to, sql) = (to.clone(), format!("EXCHANGE TABLES {database}.t AND {database}.t_swap_e2_00000000000000aa"));
+                at_once(async move { drop(ask(&to, &sql).await.unwrap()) });
+            }
+        };
+        let at = open(&before(&place, place.brief(2), late, exchange).await).await;
+        at.abandon().await.unwrap();
+        assert_eq!(names(&place).await, ["old|old"], "before {late}");
+        assert_eq!(place.tables().await, ["t", "u"], "before {late}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swap_that_wakes_up_late_leaves_a_newer_epochs_shadow_alone() {
+    let place = OnClickHouse::new().await;
+    whole(&*open(&place.brief(1)).await, &[(t(&place), &["1\told\ta"])]).await;
+    let second = open(&place.brief(2)).await;
+    until_loaded(&*second, &[(t(&place), &["1\tnew\ta"])]).await;
+    second.seal().await.unwrap();
+    second.carry().await.unwrap();
+    // The third epoch has named its shadow for the exchange when the second looks for what it has exchanged.
+    let third = {
+        let place = place.clone();
+        move || {
+            let place = place.clone();
+            at_once(async move {
+                let at = open(&place.brief(3)).await;
+                until_loaded(&*at, &[(t(&place), &["1\tnewer\ta"])]).await;
+                at.seal().await.unwrap();
+                at.carry().await.unwrap();
+                place.run("RENAME TABLE public.t_resync_e3g1 TO public.t_swap_e3_00000000000000aa").await;
+            });
+        }
+    };
+    let late = open(&before(&place, place.brief(2), "startsWith(name", third).await).await;
+    assert!(matches!(late.swap().await, Err(Error::Superseded(3))));
+    let at = open(&place.brief(3)).await;
+    at.swap().await.unwrap();
+    at.drop_retired().await.unwrap();
+    assert_eq!(place.read("t", &["name"]).await, ["newer|f"]);
+    assert_eq!(place.tables().await, ["t"]);
+}
