@@ -28,7 +28,7 @@ impl Refusal {
     }
 
     /// The server's sentence without its own trailer.
-    fn sentence(&self) -> &str {
+    pub(super) fn sentence(&self) -> &str {
         let words = self.words.trim();
         let words = words.split_once("DB::Exception: ").map_or(words, |(_, rest)| rest);
         let words = words.split_once(" (version ").map_or(words, |(before, _)| before);
@@ -72,8 +72,8 @@ pub(super) fn meaning(refusal: &Refusal, doing: &str) -> Error {
         ),
         // HAVE_DEPENDENT_OBJECTS
         630 => permanent("DependentObject", format!("{doing}: {said}. Drop what depends on it, then try again")),
-        // Of the statement itself: unknown columns, functions, types, settings and engines, bad arguments, syntax, what is not supported.
-        10 | 15 | 16 | 36 | 42 | 43 | 44 | 46 | 47 | 48 | 50 | 56 | 57 | 62 | 115 | 179 | 182 | 344 => {
+        // Of the statement itself: unknown columns, functions, types, settings, engines, policies and codecs, bad arguments, TTLs, syntax, what is not supported.
+        10 | 15 | 16 | 36 | 42 | 43 | 44 | 46 | 47 | 48 | 50 | 56 | 57 | 62 | 115 | 179 | 182 | 344 | 431..=433 | 450 | 478 => {
             permanent("Refused", format!("{doing}: {said}"))
         }
         // TOO_MANY_PARTS: merges need time.

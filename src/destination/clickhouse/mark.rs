@@ -54,6 +54,14 @@ pub(super) fn shadow(table: &TableName, epoch: u32, generation: u32) -> String {
     name::suffixed(&table.name, &format!("_resync_e{epoch}g{generation}"))
 }
 
+/// The generation of an empty table that is made to see whether the server takes it, and dropped again.
+pub(super) const TRIAL: u32 = 0;
+
+/// What such a table is called.
+pub(super) fn trial(table: &TableName, attempt: u64) -> String {
+    name::suffixed(&table.name, &format!("_trial_{attempt:016x}"))
+}
+
 /// What an attempt to swap calls the shadow, and after it the old table: `<table>_swap_e2_…`. No two attempts have the same name.
 pub(super) fn swap(table: &TableName, epoch: u32, attempt: u64) -> String {
     name::suffixed(&table.name, &format!("_swap_e{epoch}_{attempt:016x}"))

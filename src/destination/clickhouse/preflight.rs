@@ -12,6 +12,7 @@ use super::{
     live, mark,
     own::{Own, sorting_key},
     quote::ident,
+    shadow,
     types::Type,
 };
 use crate::{
@@ -49,6 +50,11 @@ pub(super) async fn preflight(at: &ClickHouse, tables: &[TableSchema]) -> Result
         order(at, table, &mut found);
     }
     names(tables, &mut found);
+    if found.is_empty() {
+        for table in tables {
+            found.extend(shadow::trial(at, table).await?);
+        }
+    }
     for table in tables {
         taken(at, table, &mut found).await?;
         if let Some(live) = live::find(at, &table.destination).await?

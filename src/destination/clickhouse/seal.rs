@@ -84,7 +84,7 @@ async fn dress(at: &ClickHouse, table: &Table, shadow: &TableName) -> Result<Vec
     let Some(live) = live::find(at, name).await?.filter(|live| live.mark.as_ref().is_none_or(|m| m.mirror == at.brief.mirror_uid)) else {
         return Ok(vec![]);
     };
-    let mut notes = Vec::new();
+    let mut notes = lost(at, &table.schema, shadow).await?;
     for gift in gifts(at, name, shadow).await? {
         for statement in gift.statements {
             match at.client()?.run(&statement, &gift.what).await {
@@ -100,6 +100,19 @@ async fn dress(at: &ClickHouse, table: &Table, shadow: &TableName) -> Result<Vec
     let mark =
         Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.schema.number, generation: Some(table.generation) };
     at.client()?.run(&at.ddl().mark(shadow, &mark, &live.words), "writing a comment").await?;
+    Ok(notes)
+}
+
+/// What the live table's columns had that no statement brings back.
+async fn lost(at: &ClickHouse, table: &TableSchema, shadow: &TableName) -> Result<Vec<String>, Error> {
+    let there = attributes(at, shadow).await?;
+    let mut notes = Vec::new();
+    for column in attributes(at, &table.destination).await? {
+        let kept = there.iter().find(|c| c.name == column.name);
+        if kept.is_some_and(|kept| kept.compression_codec.is_empty()) && !column.compression_codec.is_empty() {
+            notes.push(format!("the codec of column {:?} was not kept: its type cannot have it now", column.name));
+        }
+    }
     Ok(notes)
 }
 

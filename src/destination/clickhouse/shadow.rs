@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{
     ClickHouse,
     ddl::Ddl,
-    error::permanent,
+    error::{failure, meaning, permanent},
     ledger::{Begun, Done, Entry, Fact, Planned, Snapshot, Table, shadow_of},
     live::{self, Found},
     mark::{self, Mark},
@@ -16,6 +16,7 @@ use super::{
 use crate::{
     api::clickhouse::{ClickHouseTable, Engine},
     destination::{Boundary, Error, Plan, foreign_shadow},
+    report::Failure,
     table::{TableName, TableSchema},
 };
 
@@ -117,27 +118,73 @@ async fn create_one(at: &ClickHouse, fact: &Table, chunks: usize) -> Result<(), 
     {
         return Err(permanent("ForeignShadow", foreign_shadow(&name)));
     }
-    let codecs = live::codecs(at, &table.destination).await?;
+    let options = at.options(table);
     let mark = Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.number, generation: Some(fact.generation) };
-    let sql = statement(at.ddl(), &name, table, &at.options(table), &Own::of(&at.brief), &codecs, chunks, &mark);
-    at.client()?.run(&sql, &format!("creating {name}")).await
+    let sql = statement(at.ddl(), &name, table, &options, &Own::of(&at.brief), chunks, &mark);
+    at.client()?.run(&sql, &format!("creating {name}")).await?;
+    if options.engine == Engine::Null { Ok(()) } else { compress(at, table, &name).await }
 }
 
-/// The statement that creates a shadow. Its TTL comes with the swap: rows that expire while they are loaded would be missing when they are counted and carried.
-#[expect(clippy::too_many_arguments, reason = "it is one statement")]
+/// Gives columns the codecs that people gave to those of the live table. One that the type cannot have any more is left out, which the table's note says.
+async fn compress(at: &ClickHouse, table: &TableSchema, shadow: &TableName) -> Result<(), Error> {
+    let there = live::attributes(at, shadow).await?;
+    for column in live::attributes(at, &table.destination).await? {
+        if column.compression_codec.is_empty() || !there.iter().any(|c| c.name == column.name) {
+            continue;
+        }
+        let sql = format!("{} MODIFY COLUMN {} {}", at.ddl().alter(shadow), ident(&column.name), column.compression_codec);
+        match at.client()?.run(&sql, &format!("compressing {shadow}")).await {
+            Ok(()) | Err(Error::Permanent(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Makes an empty table as the shadow will be, under a name that nobody else has, and drops it. Returns what the server has against it.
+///
+/// A trial of a pod that was killed is dropped when shadows are made.
+pub(super) async fn trial(at: &ClickHouse, table: &TableSchema) -> Result<Option<Failure>, Error> {
+    let schema = &table.destination.schema;
+    let schema = if live::database_exists(at, schema).await? { schema.clone() } else { at.to.at.database.clone() };
+    let name = TableName { schema, name: mark::trial(&table.destination, super::random()) };
+    let mark = Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.number, generation: Some(mark::TRIAL) };
+    let options = at.options(table);
+    let mut statements = vec![statement(at.ddl(), &name, table, &options, &Own::of(&at.brief), 0, &mark)];
+    statements.extend(options.ttl.filter(|_| options.engine != Engine::Null).map(|ttl| at.ddl().expire(&name, &ttl)));
+    let mut outcome = Ok(());
+    for sql in statements {
+        if outcome.is_ok() {
+            outcome = at.client()?.try_run(&sql, &[]).await;
+        }
+    }
+    live::drop_table(at, &name).await?;
+    let Err(refusal) = outcome else { return Ok(None) };
+    match meaning(&refusal, &format!("trying whether {} can be made", table.destination)) {
+        Error::Permanent(failure) if failure.reason == "PermissionDenied" => Ok(Some(failure)),
+        Error::Permanent(_) => Ok(Some(failure(
+            "TableRefused",
+            format!(
+                "{} cannot be made as the Mirror wants it: {}. Correct tables[].clickhouse or the columns' types",
+                table.destination,
+                refusal.sentence()
+            ),
+        ))),
+        other => Err(other),
+    }
+}
+
+/// The statement that creates a shadow. Codecs come after it, as the types may not have them. Its TTL comes with the swap: rows that expire while they are loaded would be missing when they are counted and carried.
 fn statement(
     ddl: Ddl<'_>,
     name: &TableName,
     table: &TableSchema,
     options: &ClickHouseTable,
     own: &Own,
-    codecs: &[(String, String)],
     chunks: usize,
     mark: &Mark,
 ) -> String {
-    let codec = |column: &str| codecs.iter().find(|(name, _)| name == column).map(|(_, codec)| format!(" {codec}")).unwrap_or_default();
-    let mut columns: Vec<String> =
-        table.copied().map(|c| format!("{} {}{}", ident(&c.destination), c.destination_type, codec(&c.destination))).collect();
+    let mut columns: Vec<String> = table.copied().map(|c| format!("{} {}", ident(&c.destination), c.destination_type)).collect();
     columns.extend(own.definitions());
     let mut sql = format!("{} ({}) ENGINE = ", ddl.create(name), columns.join(", "));
     match options.engine {
@@ -177,6 +224,9 @@ impl Found {
     /// Whether it still bears a name of the time before its swap.
     pub(super) fn is_shadow(&self) -> bool {
         let Some(generation) = self.mark.generation else { return false };
+        if generation == mark::TRIAL {
+            return true;
+        }
         let epoch = self.mark.epoch;
         self.name.name.ends_with(&format!("_resync_e{epoch}g{generation}")) || mark::is_any_swap(&self.name.name, epoch)
     }
@@ -212,14 +262,14 @@ mod tests {
         let name = TableName { schema: "shop".into(), name: "orders_resync_e2g1".into() };
         let own = Own { flag: "_peerdb_is_deleted".into(), synced_at: synced_at.map(str::to_string) };
         let mark = Mark { mirror: "u".into(), epoch: 2, table: 3, generation: Some(1) };
-        statement(ddl, &name, &table(), options, &own, &[("customer".into(), "CODEC(ZSTD(3))".into())], 2, &mark)
+        statement(ddl, &name, &table(), options, &own, 2, &mark)
     }
 
     #[test]
     fn the_default_keeps_the_last_version_by_the_sources_key() {
         assert_eq!(
             sql(&ClickHouseTable::default(), Some("at")),
-            "CREATE TABLE IF NOT EXISTS `shop`.`orders_resync_e2g1` (`id` Int64, `customer` Int64 CODEC(ZSTD(3)), `it's \\`odd\\`` Nullable(String), \
+            "CREATE TABLE IF NOT EXISTS `shop`.`orders_resync_e2g1` (`id` Int64, `customer` Int64, `it's \\`odd\\`` Nullable(String), \
              `_peerdb_is_deleted` UInt8 DEFAULT 0, `at` DateTime64(6, 'UTC') DEFAULT now64(6), `_peerdb_version` UInt64 DEFAULT 0) \
              ENGINE = ReplacingMergeTree(`_peerdb_version`, `_peerdb_is_deleted`) ORDER BY (`id`) \
              SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1 \

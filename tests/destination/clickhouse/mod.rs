@@ -8,6 +8,7 @@ mod ordinary;
 mod pressure;
 mod swapping;
 mod tls;
+mod trial;
 mod types;
 
 use std::collections::BTreeMap;
