@@ -30,11 +30,11 @@ impl Ddl<'_> {
         if arguments.is_empty() { name } else { format!("{name}({})", arguments.join(", ")) }
     }
 
-    /// The table's settings of how many blocks are remembered. Keeper forgets them after an hour if nothing else is said, which a load may outlast.
-    pub(super) fn remembering(self, blocks: usize) -> String {
+    /// The table's settings of how many parts are remembered. Keeper forgets them after an hour if nothing else is said, which a load may outlast.
+    pub(super) fn remembering(self, parts: u64) -> String {
         match self.0 {
-            Some(_) => format!("replicated_deduplication_window = {blocks}, replicated_deduplication_window_seconds = 31536000"),
-            None => format!("non_replicated_deduplication_window = {blocks}"),
+            Some(_) => format!("replicated_deduplication_window = {parts}, replicated_deduplication_window_seconds = 31536000"),
+            None => format!("non_replicated_deduplication_window = {parts}"),
         }
     }
 

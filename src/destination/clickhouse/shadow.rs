@@ -20,8 +20,9 @@ use crate::{
     table::{TableName, TableSchema},
 };
 
-/// Blocks of one chunk whose tokens are remembered, for every chunk of a table: enough for each of them to be tried again at the end of the load.
-const BLOCKS_PER_CHUNK: usize = 16;
+/// Parts whose tokens a table remembers: more than any load writes. A block leaves one in each partition that it falls into, and may come again as long as the
+/// load lasts. Only those that there are take room.
+const REMEMBERED: u64 = 1_000_000_000;
 
 /// See [`Destination::create_shadows`](crate::destination::Destination::create_shadows).
 pub(super) async fn create(at: &ClickHouse, boundary: Boundary, tables: &[TableSchema], plan: &Plan) -> Result<(), Error> {
@@ -38,9 +39,8 @@ pub(super) async fn create(at: &ClickHouse, boundary: Boundary, tables: &[TableS
     create_databases(at, tables).await?;
     let mut entries = Vec::with_capacity(tables.len() + plan.chunks.len() + 1);
     for table in tables {
-        let chunks = plan.chunks.iter().filter(|c| c.table == table.number).count();
         let fact = Table { schema: table.clone(), generation: boundary.generation, gate: boundary.lsn };
-        create_one(at, &fact, chunks).await?;
+        create_one(at, &fact).await?;
         entries.push(at.entry(table.number, boundary.generation.into(), &fact)?);
     }
     for c in &plan.chunks {
@@ -73,11 +73,10 @@ pub(super) async fn renew(at: &ClickHouse, boundary: Boundary) -> Result<(), Err
     };
     if current < u64::from(boundary.generation) {
         let incomplete: BTreeSet<u32> = facts.pending()?.iter().map(|chunk| chunk.table).collect();
-        let planned = facts.all::<Planned>()?;
         let mut entries = Vec::new();
         for (number, _, table) in facts.all::<Table>()?.into_iter().filter(|(number, ..)| incomplete.contains(number)) {
             let fact = Table { generation: boundary.generation, gate: boundary.lsn, ..table };
-            create_one(at, &fact, planned.iter().filter(|(_, _, c)| c.table == number).count()).await?;
+            create_one(at, &fact).await?;
             entries.push(at.entry(number, boundary.generation.into(), &fact)?);
         }
         entries.push(snapshot(at, boundary, &Snapshot { lsn: boundary.lsn, ..of_epoch })?);
@@ -110,7 +109,7 @@ async fn create_databases(at: &ClickHouse, tables: &[TableSchema]) -> Result<(),
 }
 
 /// Creates a shadow, empty. Whatever bears its name and not this mirror's mark is somebody's own.
-async fn create_one(at: &ClickHouse, fact: &Table, chunks: usize) -> Result<(), Error> {
+async fn create_one(at: &ClickHouse, fact: &Table) -> Result<(), Error> {
     let table = &fact.schema;
     let name = TableName { schema: table.destination.schema.clone(), name: shadow_of(at, fact) };
     if let Some(found) = live::find(at, &name).await?
@@ -120,7 +119,7 @@ async fn create_one(at: &ClickHouse, fact: &Table, chunks: usize) -> Result<(), 
     }
     let options = at.options(table);
     let mark = Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.number, generation: Some(fact.generation) };
-    let sql = statement(at.ddl(), &name, table, &options, &Own::of(&at.brief), chunks, &mark);
+    let sql = statement(at.ddl(), &name, table, &options, &Own::of(&at.brief), &mark);
     at.client()?.run(&sql, &format!("creating {name}")).await?;
     if options.engine == Engine::Null { Ok(()) } else { compress(at, table, &name).await }
 }
@@ -150,7 +149,7 @@ pub(super) async fn trial(at: &ClickHouse, table: &TableSchema) -> Result<Option
     let name = TableName { schema, name: mark::trial(&table.destination, super::random()) };
     let mark = Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.number, generation: Some(mark::TRIAL) };
     let options = at.options(table);
-    let mut statements = vec![statement(at.ddl(), &name, table, &options, &Own::of(&at.brief), 0, &mark)];
+    let mut statements = vec![statement(at.ddl(), &name, table, &options, &Own::of(&at.brief), &mark)];
     statements.extend(options.ttl.filter(|_| options.engine != Engine::Null).map(|ttl| at.ddl().expire(&name, &ttl)));
     let mut outcome = Ok(());
     for sql in statements {
@@ -175,15 +174,7 @@ pub(super) async fn trial(at: &ClickHouse, table: &TableSchema) -> Result<Option
 }
 
 /// The statement that creates a shadow. Codecs come after it, as the types may not have them. Its TTL comes with the swap: rows that expire while they are loaded would be missing when they are counted and carried.
-fn statement(
-    ddl: Ddl<'_>,
-    name: &TableName,
-    table: &TableSchema,
-    options: &ClickHouseTable,
-    own: &Own,
-    chunks: usize,
-    mark: &Mark,
-) -> String {
+fn statement(ddl: Ddl<'_>, name: &TableName, table: &TableSchema, options: &ClickHouseTable, own: &Own, mark: &Mark) -> String {
     let mut columns: Vec<String> = table.copied().map(|c| format!("{} {}", ident(&c.destination), c.destination_type)).collect();
     columns.extend(own.definitions());
     let mut sql = format!("{} ({}) ENGINE = ", ddl.create(name), columns.join(", "));
@@ -201,9 +192,8 @@ fn statement(
             sql.push_str(&format!(" PRIMARY KEY ({})", list(&options.primary_key)));
         }
         sql.push_str(&format!(" ORDER BY ({})", list(sorting_key(table, options))));
-        let window = (chunks * BLOCKS_PER_CHUNK).max(1000);
         let mut settings = vec![
-            ddl.remembering(window),
+            ddl.remembering(REMEMBERED),
             // The source forgets what is confirmed to it: that must survive a power failure.
             "fsync_after_insert = 1".into(),
             "fsync_part_directory = 1".into(),
@@ -262,7 +252,7 @@ mod tests {
         let name = TableName { schema: "shop".into(), name: "orders_resync_e2g1".into() };
         let own = Own { flag: "_peerdb_is_deleted".into(), synced_at: synced_at.map(str::to_string) };
         let mark = Mark { mirror: "u".into(), epoch: 2, table: 3, generation: Some(1) };
-        statement(ddl, &name, &table(), options, &own, 2, &mark)
+        statement(ddl, &name, &table(), options, &own, &mark)
     }
 
     #[test]
@@ -272,7 +262,7 @@ mod tests {
             "CREATE TABLE IF NOT EXISTS `shop`.`orders_resync_e2g1` (`id` Int64, `customer` Int64, `it's \\`odd\\`` Nullable(String), \
              `_peerdb_is_deleted` UInt8 DEFAULT 0, `at` DateTime64(6, 'UTC') DEFAULT now64(6), `_peerdb_version` UInt64 DEFAULT 0) \
              ENGINE = ReplacingMergeTree(`_peerdb_version`, `_peerdb_is_deleted`) ORDER BY (`id`) \
-             SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1 \
+             SETTINGS non_replicated_deduplication_window = 1000000000, fsync_after_insert = 1, fsync_part_directory = 1 \
              COMMENT '[mirror-operator u e2 t3 g1]'"
         );
     }
@@ -287,7 +277,7 @@ mod tests {
         };
         let replica = "'/clickhouse/tables/{uuid}/{shard}', '{replica}'";
         let settings =
-            "ORDER BY (`id`) SETTINGS replicated_deduplication_window = 1000, replicated_deduplication_window_seconds = 31536000";
+            "ORDER BY (`id`) SETTINGS replicated_deduplication_window = 1000000000, replicated_deduplication_window_seconds = 31536000";
         assert_eq!(
             engine(Engine::ReplacingMergeTree),
             format!("ReplicatedReplacingMergeTree({replica}, `_peerdb_version`, `_peerdb_is_deleted`) {settings}")

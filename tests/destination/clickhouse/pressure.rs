@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mirror_operator::{
-    api::clickhouse::ClickHouseTable,
+    api::clickhouse::{ClickHouseTable, Engine},
     destination::{Counts, Error},
     postgres::Lsn,
 };
@@ -80,4 +80,30 @@ async fn a_stream_waits_for_merges() {
     let expected: Vec<String> = ["1|f".to_string(), "2|f".into()].into_iter().chain((2000..2010).map(|id| format!("{id}|f"))).collect();
     assert_eq!(place.read("t", &["id"]).await, expected);
     assert_eq!(at.progress().await.unwrap().1[0].inserts, 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_that_comes_again_after_thousands_of_parts_is_written_once() {
+    let options = ClickHouseTable {
+        engine: Engine::MergeTree,
+        order_by: vec!["id".into()],
+        partition_by: Some("id % 300".into()),
+        ..ClickHouseTable::default()
+    };
+    let place = OnClickHouse::new().await.with(options);
+    let at = open(&place.brief(1)).await;
+    at.begin().await.unwrap();
+    at.create_shadows(boundary(1), &[t(&place)], &plan(&[5])).await.unwrap();
+    let chunk = async |chunk: u32| {
+        let lines: Vec<String> = (chunk * 300..(chunk + 1) * 300).map(|id| format!("{id}\tname\tkind")).collect();
+        load(&*at, &t(&place), chunk, &lines.iter().map(String::as_str).collect::<Vec<_>>()).await.unwrap();
+    };
+    chunk(0).await;
+    // Its worker was killed before it said so, and another comes to it last.
+    place.run("ALTER TABLE public._mirror_operator_fact DELETE WHERE kind = 'loaded' SETTINGS mutations_sync = 2").await;
+    for number in [1, 2, 3, 4, 0] {
+        chunk(number).await;
+    }
+    assert_eq!(place.count(&place.shadow("t")).await, 1500);
+    at.seal().await.unwrap();
 }
