@@ -17,7 +17,7 @@ pub(super) use owner::Owner;
 use super::{
     ClickHouse,
     client::Rows,
-    encode::{Refused, RowEncoder},
+    encode::{Refused, RowEncoder, unhex},
     error::{FENCED, Refusal, UNKNOWN_TABLE, meaning, permanent},
     ledger::{self, Applied, Counted, Drifted, Fact, Owner as OwnerFact, Parked, Snapshot, Swapped, Table},
     own,
@@ -128,11 +128,9 @@ impl Applier for ClickHouseApplier {
             return Err(permanent("ColumnMissing", format!("{doing}: its schema does not have it")));
         };
         let default = match fill {
-            Some(fill) => format!(
-                " DEFAULT CAST({}, {})",
-                literal(&self.as_literal(table, column, fill, &doing).await?),
-                literal(&added.destination_type)
-            ),
+            Some(fill) => {
+                format!(" DEFAULT CAST({}, {})", self.as_literal(table, column, fill, &doing).await?, literal(&added.destination_type))
+            }
             None => String::new(),
         };
         // Rows that are written later bring their value, so that the default is that of the rows before them for good.
@@ -249,11 +247,11 @@ impl ClickHouseApplier {
         self.encoders.get(&table.number).ok_or_else(|| self.at.gone())
     }
 
-    /// A value's text at PostgreSQL as ClickHouse writes it.
+    /// A value's text at PostgreSQL as ClickHouse writes it, as a literal. It need not be UTF-8, so it comes in hexadecimal digits.
     async fn as_literal(&self, table: &TableSchema, column: usize, fill: &str, doing: &str) -> Result<String, Error> {
         #[derive(Deserialize)]
         struct Text {
-            text: String,
+            digits: String,
         }
         let mut alone = table.clone();
         alone.columns = table.columns.get(column).cloned().into_iter().collect();
@@ -265,7 +263,10 @@ impl ClickHouseApplier {
         encoder.cells(&[cell], &mut data).map_err(|e| refused(&alone, &e, doing))?;
         let type_ = alone.columns.first().map_or("", |c| c.destination_type.as_str());
         let rows = Rows { structure: format!("c0 {type_}"), data };
-        let found: Vec<Text> = self.at.client()?.rows_with("SELECT toString(c0) AS text FROM rows", rows, doing).await?;
-        found.into_iter().next().map(|row| row.text).ok_or_else(|| Error::Transient(format!("{doing}: the server answered nothing")))
+        let found: Vec<Text> = self.at.client()?.rows_with("SELECT hex(toString(c0)) AS digits FROM rows", rows, doing).await?;
+        let digits = found.into_iter().next().map(|row| row.digits);
+        let digits = digits.ok_or_else(|| permanent("ValueRefused", format!("{doing}: the server makes nothing of its default")))?;
+        let readable = unhex(&digits).and_then(|bytes| String::from_utf8(bytes).ok());
+        Ok(readable.map_or_else(|| format!("unhex({})", literal(&digits)), |text| literal(&text)))
     }
 }

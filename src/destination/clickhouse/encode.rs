@@ -249,7 +249,7 @@ impl ColumnEncoder {
 
     fn put_scalar_text(&self, text: &[u8], to: &Type, out: &mut Vec<u8>) -> Result<(), &'static str> {
         match to {
-            Type::String if self.hex => put_string(&unhex(text).ok_or(MALFORMED)?, out),
+            Type::String if self.hex => put_string(&bytea(text).ok_or(MALFORMED)?, out),
             Type::String | Type::Json => put_string(text, out),
             Type::Bool => out.push(match text {
                 b"t" | b"true" | b"1" => 1,
@@ -310,7 +310,7 @@ fn put_plain(text: &str, to: &Type, out: &mut Vec<u8>) -> Result<(), &'static st
         Type::Float64 => out.extend_from_slice(&text.parse::<f64>().map_err(|_| MALFORMED)?.to_le_bytes()),
         Type::Uuid => {
             let digits: String = text.chars().filter(|c| *c != '-').collect();
-            let bytes = unhex(format!("\\x{digits}").as_bytes()).filter(|b| b.len() == 16).ok_or(MALFORMED)?;
+            let bytes = unhex(&digits).filter(|b| b.len() == 16).ok_or(MALFORMED)?;
             put_uuid(&bytes, out);
         }
         Type::Ipv4 => {
@@ -398,8 +398,13 @@ fn put_empty(to: &Type, out: &mut Vec<u8>) {
 }
 
 /// The text form of bytea: `\x` and two digits for each byte.
-fn unhex(text: &[u8]) -> Option<Vec<u8>> {
-    let digits = text.strip_prefix(b"\\x").filter(|d| d.len() % 2 == 0)?;
+fn bytea(text: &[u8]) -> Option<Vec<u8>> {
+    unhex(std::str::from_utf8(text.strip_prefix(b"\\x")?).ok()?)
+}
+
+/// The bytes of two hexadecimal digits each.
+pub(super) fn unhex(digits: &str) -> Option<Vec<u8>> {
+    let digits = Some(digits.as_bytes()).filter(|d| d.len() % 2 == 0)?;
     let digit = |b: u8| (b as char).to_digit(16).map(|d| d as u8);
     digits.chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
 }
