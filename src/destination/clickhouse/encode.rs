@@ -64,6 +64,8 @@ struct ColumnEncoder {
     binary: Option<Binary>,
     /// Whether the text form is that of bytea, or of an array of it.
     hex: bool,
+    /// Of the key: values that differ must not become one.
+    key: bool,
     rules: Rules,
 }
 
@@ -106,15 +108,16 @@ fn binary(source: &str, to: &Type) -> Option<Binary> {
 impl RowEncoder {
     /// For rows of a table's copied columns. The error names a column whose type rows cannot be written in.
     pub fn new(table: &TableSchema, rules: Rules) -> Result<Self, String> {
-        let columns = table.copied().map(|column| {
+        let key = table.copied_key();
+        let columns = table.copied().enumerate().map(|(place, column)| {
             let type_ = Type::parse(&column.destination_type).ok_or_else(|| {
                 format!("column {:?} has type {}, in which rows cannot be written", column.destination, column.destination_type)
             })?;
             let binary = if column.as_text { None } else { binary(&column.source_type, &type_) };
             let hex = column.source_type.trim_end_matches("[]") == "bytea";
-            Ok(ColumnEncoder { type_, binary, hex, rules })
+            Ok(ColumnEncoder { type_, binary, hex, key: key.contains(&place), rules })
         });
-        Ok(Self { columns: columns.collect::<Result<_, String>>()?, key: table.copied_key() })
+        Ok(Self { columns: columns.collect::<Result<_, String>>()?, key })
     }
 
     /// Writes the texts of a row. What was not sent is written as the type's default.
@@ -282,7 +285,19 @@ impl ColumnEncoder {
     }
 
     fn put_moment(&self, moment: time::Moment, to: &Type, out: &mut Vec<u8>) -> Result<(), &'static str> {
+        if self.key && !time::holds(moment, to) {
+            return Err(time::NOT_IN_KEY);
+        }
         if time::put(moment, to, self.rules.out_of_range, out)? { Ok(()) } else { Err(MALFORMED) }
+    }
+}
+
+/// Whether values that differ at the source may become one in a type of floating point.
+pub fn merges(source: &str, to: &Type) -> bool {
+    match to.bare() {
+        Type::Float32 => source != "real",
+        Type::Float64 => !matches!(source, "real" | "double precision"),
+        _ => false,
     }
 }
 

@@ -8,6 +8,7 @@ use super::{
     ClickHouse,
     client::{Client, Peer},
     cluster,
+    encode::merges,
     error::failure,
     live, mark,
     own::{Own, sorting_key},
@@ -206,6 +207,15 @@ fn columns(at: &ClickHouse, table: &TableSchema, found: &mut Vec<Failure>) {
             let message = format!(
                 "column {name:?} of {} has type {}, in which rows cannot be written: give the column another `type` in the Mirror, such as String",
                 table.destination, column.destination_type
+            );
+            found.push(failure("TypeUnsupported", message));
+        }
+    }
+    for column in table.key().iter().filter_map(|place| table.columns.get(*place)) {
+        if Type::parse(&column.destination_type).is_some_and(|to| merges(&column.source_type, &to)) {
+            let message = format!(
+                "key column {:?} of {} has type {}, in which keys that differ at the source may become one: give it another `type` in the Mirror",
+                column.destination, table.destination, column.destination_type
             );
             found.push(failure("TypeUnsupported", message));
         }

@@ -8,7 +8,7 @@ use mirror_operator::{
     destination::{Cell, Chunk, Counts, Destination, Error, RowChange},
     postgres::{self, Lsn},
     source::{catalog, copy},
-    table::TableSchema,
+    table::{Identity, TableSchema},
 };
 use proptest::{
     strategy::{Strategy, ValueTree},
@@ -198,6 +198,30 @@ async fn what_is_out_of_range_follows_the_rule() {
         "{}",
         failure.message
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_differ_stay_different() {
+    let columns = "day date NOT NULL, at timestamp NOT NULL, UNIQUE (day, at)";
+    let mut pair = pair(ClickHouseTable::default(), columns, "SELECT 1").await;
+    pair.schema.identity = Identity::Key(vec![1, 2]);
+    let refused = async |pair: &Pair, rows: &str, column: &str| {
+        pair.source.run(&format!("TRUNCATE public.t; INSERT INTO public.t VALUES {rows}")).await;
+        let Err(Error::Permanent(failure)) = pair.load().await.map(drop) else { panic!("{rows}") };
+        let words = &failure.message;
+        assert!(words.contains(&format!("column {column:?}")) && words.contains("part of the key"), "{words}");
+        open(&pair.brief).await.forget(true).await.unwrap();
+    };
+    // The nearest date that there is would be that of the other row.
+    refused(&pair, "(1, 'infinity', '2000-01-01'), (2, '2299-12-31', '2000-01-01')", "day").await;
+    pair.schema.columns[2].destination_type = "DateTime".into();
+    pair.schema.columns[2].as_text = true;
+    refused(&pair, "(1, '2000-01-01', '2000-01-01 00:00:00.1'), (2, '2000-01-01', '2000-01-01 00:00:00.2')", "at").await;
+    pair.source.run("TRUNCATE public.t; INSERT INTO public.t VALUES (1, '2299-12-31', '2000-01-01')").await;
+    pair.load().await.unwrap();
+    pair.schema.columns[2].destination_type = "Float64".into();
+    let found = open(&pair.brief).await.preflight(std::slice::from_ref(&pair.schema)).await.unwrap();
+    assert_eq!(found.iter().map(|f| f.reason.as_str()).collect::<Vec<_>>(), ["TypeUnsupported"], "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
