@@ -17,6 +17,7 @@ pub(super) use owner::Owner;
 use super::{
     ClickHouse,
     client::Rows,
+    ddl::quoted,
     encode::{Refused, RowEncoder, unhex},
     error::{FENCED, Refusal, UNKNOWN_TABLE, meaning, permanent},
     ledger::{self, Applied, Counted, Drifted, Fact, Owner as OwnerFact, Parked, Snapshot, Swapped, Table},
@@ -115,11 +116,14 @@ impl Applier for ClickHouseApplier {
             return Err(permanent("TruncateWithoutKey", message));
         }
         let fence = self.fence(table);
-        let sql = self.encoding(table)?.names.bury_all(position, &fence);
-        match self.at.client()?.try_run(&sql, SETTINGS).await {
-            Ok(_) => Ok(()),
-            Err(refusal) => Err(self.why(refusal, &doing).await),
+        let sql = format!("SELECT count() AS n FROM {}", quoted(&table.destination));
+        let rows = self.at.client()?.row::<Rest>(&sql, &doing).await?.n;
+        for sql in self.encoding(table)?.names.bury_all(position, rows, &fence) {
+            if let Err(refusal) = self.at.client()?.try_run(&sql, &[SETTINGS, SPARING].concat()).await {
+                return Err(self.why(refusal, &doing).await);
+            }
         }
+        Ok(())
     }
 
     async fn add_column(&mut self, table: &TableSchema, column: usize, fill: Option<&str>) -> Result<(), Error> {
@@ -187,6 +191,15 @@ impl Applier for ClickHouseApplier {
 /// Missing rows of a join are defaults; a batch that looks like an earlier one is written all the same.
 const SETTINGS: &[(&str, &str)] =
     &[("join_use_nulls", "0"), ("insert_deduplicate", "0"), ("max_insert_block_size", "1000000"), ("mutations_sync", "2")];
+
+/// What is inserted is gathered into parts of 64 MiB, and what is sorted goes to the disk beyond 256 MiB.
+const SPARING: &[(&str, &str)] = &[("min_insert_block_size_bytes", "67108864"), ("max_bytes_before_external_sort", "268435456")];
+
+/// Rows of a table.
+#[derive(Deserialize)]
+struct Rest {
+    n: u64,
+}
 
 fn refused(table: &TableSchema, refused: &Refused, doing: &str) -> Error {
     let column = table.copied().nth(refused.column).map_or("", |c| c.destination.as_str());

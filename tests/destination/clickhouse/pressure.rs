@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use mirror_operator::{
     api::clickhouse::{ClickHouseTable, Engine},
+    brief::DestinationPeer,
     destination::{Counts, Error},
     postgres::Lsn,
 };
@@ -80,6 +81,27 @@ async fn a_stream_waits_for_merges() {
     let expected: Vec<String> = ["1|f".to_string(), "2|f".into()].into_iter().chain((2000..2010).map(|id| format!("{id}|f"))).collect();
     assert_eq!(place.read("t", &["id"]).await, expected);
     assert_eq!(at.progress().await.unwrap().1[0].inserts, 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn truncate_takes_no_more_memory_for_a_large_table() {
+    for engine in [Engine::ReplacingMergeTree, Engine::MergeTree] {
+        let options = ClickHouseTable { engine, order_by: vec!["id".into()], ..ClickHouseTable::default() };
+        let place = OnClickHouse::new().await.with(options);
+        let at = streaming(&place).await;
+        let rows =
+            "INSERT INTO public.t (id, name, kind, _peerdb_version) SELECT number, repeat('x', 200), 'a', 1500 FROM numbers(3, 4000000)";
+        place.run(rows).await;
+        place.run("INSERT INTO public.t (id, name, kind, _peerdb_version) VALUES (4, 'later', 'a', 3000)").await;
+        let mut brief = place.brief(1);
+        let DestinationPeer::ClickHouse(peer) = &mut brief.destination else { panic!() };
+        peer.settings.insert("max_memory_usage".into(), "1000000000".into());
+        drop(at);
+        open(&brief).await.applier().await.unwrap().truncate(&t(&place), Lsn(2500)).await.unwrap();
+        let left = "SELECT id, name FROM (SELECT * FROM public.t WHERE id < 100 ORDER BY _peerdb_version DESC LIMIT 1 BY id) WHERE _peerdb_is_deleted = 0";
+        assert_eq!(place.rows(left).await, ["4|later"], "{engine:?}");
+        assert_eq!(place.rows("SELECT count(DISTINCT id) FROM public.t WHERE _peerdb_is_deleted = 1").await, ["4000001"], "{engine:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
