@@ -15,6 +15,7 @@ mod live;
 mod load;
 mod mark;
 mod own;
+mod policy;
 mod preflight;
 pub mod quote;
 mod retire;

@@ -12,6 +12,7 @@ use super::{
     error::failure,
     live, mark,
     own::{Own, sorting_key},
+    policy,
     quote::ident,
     shadow,
     types::Type,
@@ -51,6 +52,7 @@ pub(super) async fn preflight(at: &ClickHouse, tables: &[TableSchema]) -> Result
         order(at, table, &mut found);
     }
     names(tables, &mut found);
+    found.extend(policy::check(at, tables).await?);
     if found.is_empty() {
         for table in tables {
             found.extend(shadow::trial(at, table).await?);
