@@ -300,6 +300,16 @@ pub enum RowChange {
     },
 }
 
+impl RowChange {
+    /// The row, of a delete its key.
+    pub fn row(&self) -> &[Cell] {
+        match self {
+            Self::Upsert { row, .. } | Self::Rekey { row, .. } | Self::Add { row } | Self::Remove { row } => row,
+            Self::Delete { key } => key,
+        }
+    }
+}
+
 /// How many rows the source inserted, updated and deleted, for the statistics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {

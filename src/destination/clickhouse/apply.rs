@@ -37,7 +37,7 @@ use statements::{Batch, Names};
 pub(super) async fn open(at: &ClickHouse) -> Result<Box<dyn Applier>, Error> {
     let at = ClickHouse::new(at.brief.clone(), at.to.clone()).owned_by(at.owner.clone());
     at.fence().await?;
-    let facts = at.facts(&[Snapshot::KIND, Swapped::KIND, Applied::KIND, OwnerFact::KIND, Counted::KIND, Table::KIND]).await?;
+    let facts = at.facts(&[Snapshot::KIND, Swapped::KIND, OwnerFact::KIND]).await?;
     let Some(snapshot) = facts.get::<Snapshot>(0)? else { return Err(at.gone()) };
     if facts.get::<Swapped>(0)?.is_none() {
         return Err(Error::Transient("the tables are not swapped yet".into()));
@@ -46,7 +46,9 @@ pub(super) async fn open(at: &ClickHouse) -> Result<Box<dyn Applier>, Error> {
     if at.brief.tables.iter().any(|t| t.clickhouse.as_ref().is_some_and(|options| options.engine == Engine::CoalescingMergeTree)) {
         ledger::end_writers(&at).await?;
     }
-    let position = at.facts(&[Applied::KIND]).await?.get::<Applied>(0)?.map_or(snapshot.start_lsn, |a| a.lsn);
+    // Once the stream is ours: whoever had it before may have gone on until then.
+    let facts = at.facts(&[Applied::KIND, Counted::KIND, Table::KIND]).await?;
+    let position = facts.get::<Applied>(0)?.map_or(snapshot.start_lsn, |a| a.lsn);
     let counts = facts.all::<Counted>()?.into_iter().map(|(number, _, counted)| (number, counted)).collect();
     let versions = facts.all::<Table>()?.into_iter().map(|(number, version, table)| (number, (version, table))).collect();
     Ok(Box::new(ClickHouseApplier { at, token, position, counts, versions, encoders: HashMap::new() }))
@@ -86,7 +88,9 @@ impl Applier for ClickHouseApplier {
         let encoding = self.encoding(table)?;
         let mut batch = Batch::default();
         for (change, position) in changes.iter().zip(&positions) {
-            batch.add(&encoding.rows, &encoding.names, change, *position).map_err(|e| refused(table, &e, &doing))?;
+            batch
+                .add(&encoding.rows, &encoding.names, change, *position)
+                .map_err(|e| refused(table, &e, &format!("{doing}: the row {}", encoding.rows.key_of(change.row()))))?;
         }
         let (whole, partial) = batch.finish();
         let (statements, structure) = (&encoding.names, encoding.names.structure());
@@ -120,7 +124,7 @@ impl Applier for ClickHouseApplier {
         let rows = self.at.client()?.row::<Rest>(&sql, &doing).await?.n;
         for sql in self.encoding(table)?.names.bury_all(position, rows, &fence) {
             if let Err(refusal) = self.at.client()?.try_run(&sql, &[SETTINGS, SPARING].concat()).await {
-                return Err(self.why(refusal, &doing).await);
+                return Err(self.why(refusal.of_rows(), &doing).await);
             }
         }
         Ok(())
@@ -201,9 +205,10 @@ struct Rest {
     n: u64,
 }
 
-fn refused(table: &TableSchema, refused: &Refused, doing: &str) -> Error {
+/// `what` cannot be written because of one of its columns.
+fn refused(table: &TableSchema, refused: &Refused, what: &str) -> Error {
     let column = table.copied().nth(refused.column).map_or("", |c| c.destination.as_str());
-    permanent("ValueRefused", format!("{doing}: a value of column {column:?} cannot be written: {}", refused.why))
+    permanent("ValueRefused", format!("{what} cannot be written: column {column:?}: {}", refused.why))
 }
 
 impl ClickHouseApplier {
@@ -273,7 +278,7 @@ impl ClickHouseApplier {
             .map_err(|why| permanent("TypeUnsupported", format!("{doing}: {why}")))?;
         let mut data = Vec::new();
         let cell = crate::destination::Cell::Text(fill.to_string().into());
-        encoder.cells(&[cell], &mut data).map_err(|e| refused(&alone, &e, doing))?;
+        encoder.cells(&[cell], &mut data).map_err(|e| refused(&alone, &e, &format!("{doing}: its default")))?;
         let type_ = alone.columns.first().map_or("", |c| c.destination_type.as_str());
         let rows = Rows { structure: format!("c0 {type_}"), data };
         let found: Vec<Text> = self.at.client()?.rows_with("SELECT hex(toString(c0)) AS digits FROM rows", rows, doing).await?;

@@ -142,6 +142,15 @@ impl RowEncoder {
         written.map_err(|why| Refused { column: place, why })
     }
 
+    /// The key of a row's texts for people.
+    pub fn key_of(&self, row: &[Cell]) -> String {
+        let text = |place: usize| match row.get(place) {
+            Some(Cell::Text(text)) => Some(text.as_ref()),
+            _ => None,
+        };
+        self.name_key(text, false)
+    }
+
     /// The key of a row for people: whole numbers and UUIDs as they are, nothing else.
     fn name_key<'a>(&self, field: impl Fn(usize) -> Option<&'a [u8]>, binary: bool) -> String {
         let part = |place: &usize| {
@@ -329,15 +338,17 @@ fn put_plain(text: &str, to: &Type, out: &mut Vec<u8>) -> Result<(), &'static st
             put_uuid(&bytes, out);
         }
         Type::Ipv4 => {
-            let address: std::net::Ipv4Addr = text.trim_end_matches("/32").parse().map_err(|_| "it is not an IPv4 address of one host")?;
+            let host = text.strip_suffix("/32").unwrap_or(text);
+            let address: std::net::Ipv4Addr = host.parse().map_err(|_| "it is not an IPv4 address of one host")?;
             out.extend(address.octets().iter().rev());
         }
         Type::Ipv6 => {
-            let text = text.trim_end_matches("/32").trim_end_matches("/128");
-            let address: std::net::IpAddr = text.parse().map_err(|_| "it is not an address of one host")?;
-            let address = match address {
-                std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-                std::net::IpAddr::V6(v6) => v6,
+            const NETWORK: &str = "it is not an address of one host";
+            let (host, mask) = text.split_once('/').unwrap_or((text, ""));
+            let address = match (host.parse().map_err(|_| NETWORK)?, mask) {
+                (std::net::IpAddr::V4(v4), "" | "32") => v4.to_ipv6_mapped(),
+                (std::net::IpAddr::V6(v6), "" | "128") => v6,
+                _ => return Err(NETWORK),
             };
             out.extend_from_slice(&address.octets());
         }

@@ -11,7 +11,7 @@ use mirror_operator::{
 
 use crate::{
     clickhouse::{streaming, t, upsert},
-    fixture::{Fixture, boundary, from_loaded, load, open, plan},
+    fixture::{Fixture, boundary, from_loaded, load, open, plan, table, whole},
     on_clickhouse::OnClickHouse,
     support::until,
 };
@@ -128,4 +128,26 @@ async fn a_chunk_that_comes_again_after_thousands_of_parts_is_written_once() {
     }
     assert_eq!(place.count(&place.shadow("t")).await, 1500);
     at.seal().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_is_refused_is_told_by_its_key_and_without_its_values() {
+    let place = OnClickHouse::new().await;
+    let schema = place.adapt(table(0, "t", &["id bigint!", "n integer", "kind text!"]));
+    let at = open(&place.brief(1)).await;
+    whole(&*at, &[(schema.clone(), &["1\t1\ta"])]).await;
+    let refused = async |row: &str| {
+        let mut to = at.applier().await.unwrap();
+        let outcome = to.write(&schema, vec![upsert(row)], vec![Lsn(2000)], Counts::default()).await;
+        let Err(Error::Permanent(failure)) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(failure.reason, "ValueRefused");
+        failure.message
+    };
+    let words = refused("77|98765432100|a").await;
+    assert!(words.contains("the row with the key (77)") && words.contains("\"n\"") && !words.contains("98765"), "{words}");
+    // A view of the table that takes some values only.
+    place.run("CREATE TABLE public.log (kind Enum('a')) ENGINE = Null").await;
+    place.run("CREATE MATERIALIZED VIEW public.to_log TO public.log AS SELECT CAST(kind, 'Enum(\\'a\\')') AS kind FROM public.t").await;
+    let words = refused("78|1|hidden").await;
+    assert!(!words.contains("hidden"), "{words}");
 }
