@@ -178,7 +178,8 @@ async fn put_aside(at: &ClickHouse, table: &Table) -> Result<(), Error> {
     for old in live::names(at, &name.schema, "").await?.into_iter().filter(earlier) {
         let old = TableName { schema: name.schema.clone(), name: old };
         let Some(found) = live::find(at, &old).await? else { continue };
-        if found.is_of(at) {
+        let ours = found.mark.as_ref().filter(|mark| mark.mirror == at.brief.mirror_uid && mark.generation.is_some());
+        if ours.is_some_and(|mark| mark.epoch >= at.brief.epoch) {
             continue;
         }
         let comment = at.ddl().mark(&old, &mark, &found.words);
