@@ -57,7 +57,7 @@ pub(super) fn shadow(table: &TableName, epoch: u32, generation: u32) -> String {
 /// The generation of an empty table that is made to see whether the server takes it, and dropped again.
 pub(super) const TRIAL: u32 = 0;
 
-/// What such a table is called.
+/// What it is called.
 pub(super) fn trial(table: &TableName, attempt: u64) -> String {
     name::suffixed(&table.name, &format!("_trial_{attempt:016x}"))
 }

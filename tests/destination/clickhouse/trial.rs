@@ -63,3 +63,18 @@ async fn a_codec_that_the_new_type_cannot_have_is_left_out_with_a_note() {
     );
     assert_eq!(place.rows(&codecs).await, ["name|CODEC(ZSTD(3))"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_that_people_filled_are_missed_aloud_and_computed_ones_may_become_the_sources() {
+    let place = OnClickHouse::new().await;
+    streaming(&place).await;
+    for sql in ["ADD COLUMN mine String DEFAULT 'x'", "ADD COLUMN twice Int64 MATERIALIZED id * 2"] {
+        place.run(&format!("ALTER TABLE public.t {sql}")).await;
+    }
+    let at = open(&place.brief(2)).await;
+    let schema = place.adapt(table(0, "t", &["id bigint!", "name text", "kind text!", "twice bigint!"]));
+    whole(&*at, &[(schema, &["1\tone\ta\t7"])]).await;
+    assert_eq!(place.read("t", &["id", "twice"]).await, ["1|7|f", "2|4|t"]);
+    let note = at.progress().await.unwrap().1.remove(0).note.unwrap();
+    assert!(note.contains("column \"mine\" was not kept") && !note.contains("twice"), "{note}");
+}
