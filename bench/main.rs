@@ -57,6 +57,9 @@ enum Part {
         /// Superuser's URL of the ClickHouse server.
         #[arg(long)]
         clickhouse: clickhouse::ClickHouse,
+        /// The server has a processor for itself: measure only loads.
+        #[arg(long)]
+        apart: bool,
         /// Rows of the table.
         #[arg(long, default_value_t = 5_000_000)]
         rows: u64,
@@ -114,8 +117,8 @@ async fn run(part: Part) {
     match part {
         Part::Load { common, rows, streams, rounds } => load::run(&mut Book::open(&common.json), &common, &rows, &streams, rounds).await,
         Part::Stream { common, rows, rounds } => stream::run(&mut Book::open(&common.json), &common, rows, rounds).await,
-        Part::Clickhouse { common, clickhouse, rows, streams, rounds } => {
-            clickhouse::run(&mut Book::open(&common.json), &common, &clickhouse, rows, &streams, rounds).await;
+        Part::Clickhouse { common, clickhouse, rows, streams, rounds, apart } => {
+            clickhouse::run(&mut Book::open(&common.json), &common, &clickhouse, rows, &streams, rounds, apart).await;
         }
         Part::Cluster { common, rows, rounds } => cluster::run(&mut Book::open(&common.json), &common, rows, rounds).await,
         Part::PassThrough(stream) => pass_through::run(&stream).await,

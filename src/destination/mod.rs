@@ -310,6 +310,24 @@ impl RowChange {
     }
 }
 
+/// Where in the source's WAL a row was changed. Changes of one key are ordered by their commits first: their own records are not written in that order. (A
+/// tuple's record precedes the check for its key, which may wait for another transaction to delete that key: PostgreSQL source, `heap_insert` and
+/// `ExecInsertIndexTuples`. What was written first is committed last then.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Where the transaction's commit record starts.
+    pub commit: Lsn,
+    /// Where the change's own record is.
+    pub change: Lsn,
+}
+
+impl Position {
+    /// As one number of 128 bits, in the same order. 0 is before every change.
+    pub fn version(self) -> u128 {
+        u128::from(self.commit.0) << 64 | u128::from(self.change.0)
+    }
+}
+
 /// How many rows the source inserted, updated and deleted, for the statistics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -333,10 +351,10 @@ pub trait Applier: Send {
     /// Adds changes of one table; `positions` are where in the source's WAL each was made, the last one where several were folded. A key occurs at most once in `changes` (a `Rekey`'s old key counts); calls are applied in their order.
     /// Memory stays bounded: what was added may be written at once, out of readers' sight.
     /// Errors: [`Error::Permanent`] when the destination refuses this table's changes and will again: the caller parks the table.
-    async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, positions: Vec<Lsn>, counts: Counts) -> Result<(), Error>;
+    async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, positions: Vec<Position>, counts: Counts) -> Result<(), Error>;
 
     /// Empties a table; with soft deletes flags all its rows. `position` is that of the source's TRUNCATE. Errors: as for [`write`](Self::write).
-    async fn truncate(&mut self, table: &TableSchema, position: Lsn) -> Result<(), Error>;
+    async fn truncate(&mut self, table: &TableSchema, position: Position) -> Result<(), Error>;
 
     /// The source has a new column: adds it, with `fill` (text form) for the rows already there. Records `table` as the new schema.
     async fn add_column(&mut self, table: &TableSchema, column: usize, fill: Option<&str>) -> Result<(), Error>;

@@ -319,6 +319,42 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_wrong_with_a_key_is_told_without_quoting_it() {
+        let folder = std::env::temp_dir().join(format!("mirror-unit-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        for (number, text) in [
+            "-----BEGIN PRIVATE KEY----- MC4CAQAwBQYDK2VwBCIEIA== -----END PRIVATE KEY-----",
+            "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIA==",
+            "-----BEGIN CERTIFICATE-----\nMC4C!QAwBQYDK2VwBCIEIA==\n-----END CERTIFICATE-----",
+            "-----BEGIN MC4CAQAwBQYDK2VwBCIEIA==",
+            "MC4CAQAwBQYDK2VwBCIEIA==",
+        ]
+        .iter()
+        .enumerate()
+        {
+            let path = folder.join(number.to_string());
+            fs::write(&path, text).unwrap();
+            let ca = SecretFile { path, secret: "authority".into(), key: "ca.crt".into() };
+            let to = Connection {
+                peer: "shop".into(),
+                host: "h".into(),
+                port: 1,
+                database: "d".into(),
+                user: "u".into(),
+                password: None,
+                tls: TlsMode::VerifyFull,
+                ca: Some(ca),
+                client_certificate: None,
+                connect_timeout_millis: 1,
+            };
+            let words = tls_config(&to).map(drop).unwrap_err().to_string();
+            assert!(words.contains("authority"), "{words}");
+            assert!(!words.contains("MC4C") && !words.contains("77, 67, 52, 67"), "{text}: {words}");
+        }
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
     fn a_copys_column_is_told_and_never_its_value() {
         assert_eq!(copied_column("COPY t, line 7, column c1: \"secret\"\nmore"), Some("c1"));
         assert_eq!(copied_column("COPY t, line 7, column c1: null input"), Some("c1"));

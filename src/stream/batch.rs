@@ -10,7 +10,7 @@ use super::{
     fold::{Change, Fold, WriteFirst},
 };
 use crate::{
-    destination::{Applier, Error},
+    destination::{Applier, Error, Position},
     postgres::Lsn,
     table::TableSchema,
 };
@@ -59,7 +59,7 @@ impl Batch {
         self.since.get_or_insert_with(Instant::now);
     }
 
-    /// Adds a change that came in so many bytes, of the transaction `at` and made at `position`.
+    /// Adds a change that came in so many bytes, made at `position`.
     pub async fn push(
         &mut self,
         table: &TableSchema,
@@ -67,8 +67,9 @@ impl Batch {
         change: Change,
         bytes: usize,
         to: &mut dyn Applier,
-        (at, position): (Lsn, Lsn),
+        position: Position,
     ) -> Streamed<()> {
+        let at = position.commit;
         let fold = self.folds.entry(table.number).or_insert_with(|| Fold::new(key));
         fold.at(position);
         let before = fold.len();

@@ -5,10 +5,7 @@
 
 use std::collections::{HashMap, hash_map::Entry};
 
-use crate::{
-    destination::{Cell, Counts, RowChange},
-    postgres::Lsn,
-};
+use crate::destination::{Cell, Counts, Position, RowChange};
 
 /// A change as the source made it. Rows have a cell for each copied column.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,9 +36,9 @@ pub struct Fold {
     states: Vec<State>,
     whole: Vec<RowChange>,
     /// Where the last change of each of `states`, or else of `whole`, was made.
-    positions: Vec<Lsn>,
+    positions: Vec<Position>,
     /// Where the next change was made.
-    position: Lsn,
+    position: Position,
     counts: Counts,
 }
 
@@ -76,13 +73,13 @@ impl Fold {
             states: Vec::new(),
             whole: Vec::new(),
             positions: Vec::new(),
-            position: Lsn::default(),
+            position: Position::default(),
             counts: Counts::default(),
         }
     }
 
     /// Changes that are pushed from now on were made at this position.
-    pub fn at(&mut self, position: Lsn) {
+    pub fn at(&mut self, position: Position) {
         self.position = position;
     }
 
@@ -97,7 +94,7 @@ impl Fold {
     }
 
     /// Takes everything out: the changes, where the last one that each of them stands for was made, and counts.
-    pub fn take(&mut self) -> (Vec<RowChange>, Vec<Lsn>, Counts) {
+    pub fn take(&mut self) -> (Vec<RowChange>, Vec<Position>, Counts) {
         let counts = std::mem::take(&mut self.counts);
         let mut positions = std::mem::take(&mut self.positions);
         let mut changes = std::mem::take(&mut self.whole);
@@ -313,6 +310,11 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::postgres::Lsn;
+
+    fn at(change: u64) -> Position {
+        Position { commit: Lsn(1), change: Lsn(change) }
+    }
 
     fn text(value: u32) -> Cell {
         Cell::Text(value.to_string().into())
@@ -481,13 +483,13 @@ mod tests {
             Change::Delete(key(3)),
         ];
         for (position, change) in changes.into_iter().enumerate() {
-            fold.at(Lsn(position as u64 + 10));
+            fold.at(at(position as u64 + 10));
             fold.push(change).unwrap();
         }
         // What has to wait for a write leaves no trace.
-        fold.at(Lsn(99));
+        fold.at(at(99));
         assert!(fold.push(Change::Delete(key(6))).is_err());
         let (changes, positions, _) = fold.take();
-        assert_eq!((changes.len(), positions), (4, vec![Lsn(12), Lsn(14), Lsn(13), Lsn(15)]));
+        assert_eq!((changes.len(), positions), (4, vec![at(12), at(14), at(13), at(15)]));
     }
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     brief::Brief,
-    destination::{Applier, Cell, Destination, LedgerTable, column_type},
+    destination::{Applier, Cell, Destination, LedgerTable, Position, column_type},
     postgres::{
         self, Lsn,
         connect::words,
@@ -238,6 +238,10 @@ impl Session<'_> {
         self.transaction.as_ref().map_or(self.reached, |t| t.final_lsn)
     }
 
+    fn made(&self) -> Position {
+        Position { commit: self.at(), change: self.position }
+    }
+
     /// Whether the transaction's changes belong on top of the table's load.
     fn is_wanted(&self, table: u32) -> bool {
         match (&self.transaction, self.rules.get(&table)) {
@@ -256,8 +260,9 @@ impl Session<'_> {
             Known::Ours { table, mapping, .. } => (table, mapping),
         };
         let schema = self.schemas.get(table).ok_or_else(unknown)?;
+        let made = self.made();
         let change = sent.read(mapping).ok_or_else(|| StreamError::Nonsense { at, what: format!("a row of {}", schema.source) })?;
-        self.batch.push(schema, mapping.key(), change, size, self.applier.as_mut(), (at, self.position)).await?;
+        self.batch.push(schema, mapping.key(), change, size, self.applier.as_mut(), made).await?;
         if self.batch.is_large() {
             self.batch.write(&self.schemas, self.applier.as_mut(), at).await?;
         }
@@ -286,11 +291,11 @@ impl Session<'_> {
         if emptied.is_empty() {
             return Ok(());
         }
-        let at = self.at();
+        let (at, position) = (self.at(), self.made());
         self.batch.write(&self.schemas, self.applier.as_mut(), at).await?;
         self.batch.touch();
         for table in emptied.iter().filter_map(|number| self.schemas.get(number)) {
-            of_table(self.applier.truncate(table, self.position).await, table, at)?;
+            of_table(self.applier.truncate(table, position).await, table, at)?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use futures::StreamExt;
 use mirror_operator::{
     api::{mirror, resync},
     brief::{Brief, DestinationPeer},
-    destination::{Boundary, Chunk, Destination, Error, Loaded, Plan},
+    destination::{Boundary, Chunk, Destination, Error, Loaded, Plan, Position},
     postgres::{Connection, Lsn},
     report::SwapReport,
     table::{Column, Identity, TableName, TableSchema},
@@ -139,6 +139,11 @@ pub fn plan(chunks: &[u32]) -> Plan {
 /// The boundary of a generation.
 pub fn boundary(generation: u32) -> Boundary {
     Boundary { generation, lsn: Lsn(1000 * u64::from(generation)) }
+}
+
+/// Where a change was made that is a transaction of its own.
+pub fn made(position: u64) -> Position {
+    Position { commit: Lsn(position), change: Lsn(position) }
 }
 
 /// Loads one chunk from lines of COPY text.

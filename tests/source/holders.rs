@@ -7,7 +7,7 @@ use mirror_operator::{
 };
 
 use crate::{
-    fixture::{Fixture, kill, number},
+    fixture::{Fixture, kill, number, until},
     load::{Pod, work},
 };
 
@@ -66,6 +66,34 @@ async fn a_pipeline_that_dies_finds_the_snapshot_with_a_worker() {
     pod.stop().await;
     finish::cleanup(&brief).await.unwrap();
     drop(source);
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_is_replaced_although_a_pod_was_killed_while_it_waited_for_one() {
+    let fixture = Fixture::new().await;
+    let source = fixture.at_source().await;
+    source.batch_execute(TABLE).await.unwrap();
+    let brief = fixture.brief(1, &["public.t"]);
+    let writer = fixture.at_source().await;
+    writer.batch_execute("BEGIN; INSERT INTO t VALUES (101)").await.unwrap();
+    let export = || {
+        let brief = brief.clone();
+        tokio::spawn(async move { snapshot::export_again(&brief, 2).await.map(drop) })
+    };
+    let slot = "SELECT coalesce(max(active_pid), 0)::bigint FROM pg_replication_slots WHERE temporary AND database = current_database()";
+    let killed = export();
+    until(&source, "the slot waits for the writer", &format!("SELECT ({slot}) > 0")).await;
+    let first = number(&source, slot).await;
+    killed.abort();
+    assert!(killed.await.unwrap_err().is_cancelled());
+    // The server does not look at its client while it waits.
+    assert_eq!(number(&source, slot).await, first);
+    let next = export();
+    until(&source, "the next one waits in its place", &format!("SELECT ({slot}) NOT IN (0, {first})")).await;
+    writer.batch_execute("COMMIT").await.unwrap();
+    next.await.unwrap().unwrap();
+    drop((source, writer));
     fixture.end().await;
 }
 

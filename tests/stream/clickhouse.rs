@@ -183,6 +183,32 @@ async fn every_kind_of_change_arrives_also_when_the_stream_is_killed_at_any_mome
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_row_whose_record_is_older_than_that_of_its_predecessors_end_stays() {
+    let stream = Stream::new("order", serde_json::json!({ "batchRows": 1, "batchInterval": "20ms" })).await;
+    stream.source.batch_execute("INSERT INTO public.items (id, name) VALUES (500, 'old')").await.unwrap();
+    let other = async || connect(&stream.brief.source, "test").await.unwrap();
+    let (holder, writer) = (other().await, other().await);
+    holder.batch_execute("BEGIN; INSERT INTO public.items (id) VALUES (1)").await.unwrap();
+    // COPY logs all tuples of a buffer before it looks at the first one's key, which has to wait.
+    let copying = tokio::spawn(async move {
+        let sink = writer.copy_in::<_, bytes::Bytes>("COPY public.items (id, name) FROM STDIN").await.unwrap();
+        let mut sink = std::pin::pin!(sink);
+        futures::SinkExt::send(&mut sink, "1\tnew\n500\tnew\n".into()).await.unwrap();
+        sink.finish().await.unwrap()
+    });
+    let waiting = "SELECT count(*)::text FROM pg_stat_activity WHERE query LIKE 'COPY public.items%' AND wait_event_type = 'Lock'";
+    until("the COPY waits", async || value(&stream.source, waiting).await == "1").await;
+    stream.source.batch_execute("DELETE FROM public.items WHERE id = 500").await.unwrap();
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(copying.await.unwrap(), 2);
+    let (task, health) = stream.run();
+    stream.settle(&health).await;
+    assert_eq!(stream.same(COLUMNS).await, 2);
+    task.abort();
+    stream.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn changes_are_applied_quickly() {
     let stream = Stream::new("speed", serde_json::json!({})).await;
     let rows = 200_000u32;

@@ -3,7 +3,7 @@
 use mirror_operator::destination::Destination;
 
 use crate::{
-    support::until,
+    support::{until, value},
     world::{Options, World},
 };
 
@@ -30,6 +30,26 @@ async fn an_added_column_is_added_and_filled() {
     world.sql("UPDATE public.a SET n = 'after'").await;
     world.settle(&running).await;
     assert_eq!(world.same("a").await, 4);
+}
+
+#[tokio::test]
+async fn a_column_that_was_announced_before_the_gate_is_added_with_the_first_change_that_matters() {
+    let world = World::new("announced", &["a"], TWO).await;
+    world.sql("ALTER TABLE public.a ADD n int; INSERT INTO public.a VALUES (1, 1, 'x', 1)").await;
+    // As after a load from a later snapshot. The server announces the table once in a session, and has done so by then.
+    world
+        .destination
+        .batch_execute(&format!(
+            "UPDATE _mirror_operator.table SET gate_lsn = '{}'",
+            value(&world.source, "SELECT pg_current_wal_insert_lsn()::text").await
+        ))
+        .await
+        .unwrap();
+    world.sql("INSERT INTO public.a VALUES (2, 2, 'y', 2); DELETE FROM public.a WHERE id = 1").await;
+    let running = world.run();
+    world.settle(&running).await;
+    assert_eq!(world.at_destination("SELECT string_agg(concat(id, v, w, n), ' ') FROM public.a").await, "22y2");
+    assert_eq!(world.drift().await, "");
 }
 
 #[tokio::test]

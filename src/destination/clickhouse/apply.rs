@@ -1,6 +1,8 @@
 //! Applies the change stream: at least once, and harmless when it is done again.
 //!
 //! Every row bears the position of its change as its version, and of all versions of a row the highest counts: what is written again, or late, changes nothing.
+//! Where that is not so, because versions are not looked at or a row's earlier version may stand under another sorting key, nothing is ever late: whoever
+//! opens the stream ends the statements of those before him, and later ones throw.
 //! What a change leaves as it was is filled in by the server from the row that is there, in the statement that inserts. That statement also
 //! passes the fence: it throws if a newer epoch has begun.
 
@@ -27,7 +29,7 @@ use super::{
 };
 use crate::{
     api::clickhouse::Engine,
-    destination::{Applier, Counts, Error, RowChange},
+    destination::{Applier, Counts, Error, Position, RowChange},
     postgres::Lsn,
     table::TableSchema,
 };
@@ -37,13 +39,13 @@ use statements::{Batch, Names};
 pub(super) async fn open(at: &ClickHouse) -> Result<Box<dyn Applier>, Error> {
     let at = ClickHouse::new(at.brief.clone(), at.to.clone()).owned_by(at.owner.clone());
     at.fence().await?;
-    let facts = at.facts(&[Snapshot::KIND, Swapped::KIND, OwnerFact::KIND]).await?;
+    let facts = at.facts(&[Snapshot::KIND, Swapped::KIND, OwnerFact::KIND, Table::KIND]).await?;
     let Some(snapshot) = facts.get::<Snapshot>(0)? else { return Err(at.gone()) };
     if facts.get::<Swapped>(0)?.is_none() {
         return Err(Error::Transient("the tables are not swapped yet".into()));
     }
     let token = owner::take_over(&at, facts.versioned::<OwnerFact>(0)?).await?;
-    if at.brief.tables.iter().any(|t| t.clickhouse.as_ref().is_some_and(|options| options.engine == Engine::CoalescingMergeTree)) {
+    if facts.all::<Table>()?.iter().any(|(_, _, table)| in_turn(&at, &table.schema)) {
         ledger::end_writers(&at).await?;
     }
     // Once the stream is ours: whoever had it before may have gone on until then.
@@ -51,7 +53,7 @@ pub(super) async fn open(at: &ClickHouse) -> Result<Box<dyn Applier>, Error> {
     let position = facts.get::<Applied>(0)?.map_or(snapshot.start_lsn, |a| a.lsn);
     let counts = facts.all::<Counted>()?.into_iter().map(|(number, _, counted)| (number, counted)).collect();
     let versions = facts.all::<Table>()?.into_iter().map(|(number, version, table)| (number, (version, table))).collect();
-    Ok(Box::new(ClickHouseApplier { at, token, position, counts, versions, encoders: HashMap::new() }))
+    Ok(Box::new(ClickHouseApplier { at, token, position, counts, versions, altered: BTreeSet::new(), encoders: HashMap::new() }))
 }
 
 struct ClickHouseApplier {
@@ -62,7 +64,15 @@ struct ClickHouseApplier {
     counts: HashMap<u32, Counted>,
     /// What the ledger says of each table, with its version.
     versions: HashMap<u32, (u64, Table)>,
+    /// Tables of which it does not say so yet.
+    altered: BTreeSet<u32>,
     encoders: HashMap<u32, Encoding>,
+}
+
+/// Whether what is written last counts for a table, and not the highest version alone.
+fn in_turn(at: &ClickHouse, table: &TableSchema) -> bool {
+    let options = at.options(table);
+    options.engine == Engine::CoalescingMergeTree || Names::new(table, &options, own::Own::of(&at.brief)).is_movable()
 }
 
 /// How rows of a table are written.
@@ -78,7 +88,7 @@ impl Applier for ClickHouseApplier {
         self.position
     }
 
-    async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, positions: Vec<Lsn>, counts: Counts) -> Result<(), Error> {
+    async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, positions: Vec<Position>, counts: Counts) -> Result<(), Error> {
         let doing = format!("applying changes to {}", table.destination);
         let sum = self.counts.entry(table.number).or_insert(Counted { inserts: 0, updates: 0, deletes: 0 });
         sum.inserts += counts.inserts;
@@ -113,7 +123,7 @@ impl Applier for ClickHouseApplier {
         Ok(())
     }
 
-    async fn truncate(&mut self, table: &TableSchema, position: Lsn) -> Result<(), Error> {
+    async fn truncate(&mut self, table: &TableSchema, position: Position) -> Result<(), Error> {
         let doing = format!("applying TRUNCATE to {}", table.destination);
         if table.key().is_empty() {
             let message = format!("{doing}: without a key its rows cannot be told apart, and so not be flagged as deleted");
@@ -186,7 +196,11 @@ impl Applier for ClickHouseApplier {
         for (number, counted) in &self.counts {
             entries.push(self.at.entry(*number, position.0, counted)?);
         }
+        for (version, table) in self.altered.iter().filter_map(|number| self.versions.get(number)) {
+            entries.push(self.at.entry(table.schema.number, *version, table)?);
+        }
         self.at.record(&entries).await?;
+        self.altered.clear();
         self.position = position;
         Ok(())
     }
@@ -215,13 +229,13 @@ impl ClickHouseApplier {
     /// A condition that throws once a newer epoch has begun. The server reads the ledger when it begins with the statement; those that it has begun with
     /// are ended by whoever begins the newer epoch.
     ///
-    /// A CoalescingMergeTree knows no versions: what is written last counts. So it throws there as well once the applier was opened again.
+    /// Where what is written last counts it throws as well once the applier was opened again.
     fn fence(&self, table: &TableSchema) -> String {
         let at = &self.at;
         let (mirror, epoch) = (literal(&at.brief.mirror_uid), at.brief.epoch);
         let newest = format!("SELECT max(epoch) FROM {} WHERE mirror = {mirror}", at.ledger(ledger::MIRROR));
         let fence = format!("NOT throwIf(({newest}) != {epoch}, 'another epoch has begun')");
-        if at.options(table).engine != Engine::CoalescingMergeTree {
+        if !in_turn(at, table) {
             return fence;
         }
         let owner = format!(
@@ -232,14 +246,16 @@ impl ClickHouseApplier {
         format!("{fence} AND NOT throwIf(({owner}) != {}, 'the stream was opened again')", literal(&self.token))
     }
 
-    /// Changes a live table and records its new schema.
+    /// Changes a live table. Its new schema is recorded with the checkpoint: changes from before it that are applied again have the columns of then, and
+    /// what they lack gets the default that the column was added with, as the first time.
     async fn alter(&mut self, table: &TableSchema, sql: &str, doing: &str) -> Result<(), Error> {
         self.at.fence().await?;
         self.at.client()?.run(sql, doing).await?;
         let Some((version, known)) = self.versions.get_mut(&table.number) else { return Err(self.at.gone()) };
         *version += 1;
         known.schema = table.clone();
-        self.at.record(&[self.at.entry(table.number, *version, known)?]).await
+        self.altered.insert(table.number);
+        Ok(())
     }
 
     /// What a refusal means; one of the fence is told by the ledger.

@@ -4,7 +4,7 @@ use std::{hash::Hasher, io::Write};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
-use lz4_flex::frame::{Error as PackError, FrameEncoder};
+use lz4_flex::frame::{BlockSize, Error as PackError, FrameEncoder, FrameInfo};
 use tokio::sync::mpsc;
 use twox_hash::XxHash3_64;
 
@@ -21,9 +21,10 @@ use crate::{
     table::TableSchema,
 };
 
-/// A block ends with the row that fills it. Where that is depends on the rows alone, so that a chunk that is read again falls into the same blocks. One is
-/// filled while another is on its way: they are what a worker's memory holds.
+/// A block ends with the row that fills it. Where that is depends on the rows alone, so that a chunk that is read again falls into the same blocks.
 const BLOCK: usize = 32 << 20;
+/// One is filled while another is on its way: they, and what is packed of one, are what a worker's memory holds.
+const BLOCKS: usize = 2;
 
 /// See [`Destination::load_chunk`](crate::destination::Destination::load_chunk).
 ///
@@ -113,42 +114,44 @@ async fn copy(
         prefix: format!("{}/{}", into.generation, chunk.number),
         doing,
     };
-    let (full, blocks) = mpsc::channel(1);
-    let filling = async { Ok(fill(&encoder, table.binary(), rows, full, |error| refused(table, &error, doing)).await?) };
+    let (full, to_send) = mpsc::channel(BLOCKS);
+    let (sent, empty) = mpsc::channel(BLOCKS);
+    for _ in 0..BLOCKS {
+        // There is room for all of them.
+        let _ = sent.try_send(Block::new(&encoder));
+    }
+    let filling = async { Ok(fill(CopyReader::new(&encoder, table.binary()), rows, (empty, full), |e| refused(table, &e, doing)).await?) };
     // Whichever fails ends the other.
-    tokio::try_join!(filling, sending.all(blocks)).map(|(loaded, ())| loaded)
+    tokio::try_join!(filling, sending.all(to_send, sent)).map(|(loaded, ())| loaded)
 }
 
-/// Makes blocks of the rows. Room for the next one is awaited before it is begun: one is filled while another is on its way, and no more.
+/// Makes blocks of the rows: takes empty ones and passes full ones on.
 async fn fill(
-    encoder: &RowEncoder,
-    binary: bool,
+    mut reader: CopyReader<'_>,
     mut rows: BoxStream<'_, Result<Bytes, String>>,
-    full: mpsc::Sender<Block>,
+    (mut empty, full): (mpsc::Receiver<Block>, mpsc::Sender<Block>),
     refused: impl Fn(CopyError) -> Error,
 ) -> Result<Loaded, Error> {
-    // There is no room any more if sending has failed, and then this is dropped too.
-    let mut room = full.reserve_owned().await.ok();
-    let mut reader = CopyReader::new(encoder, binary);
-    let (mut block, mut bytes) = (Block::new(encoder, None), 0);
+    // If sending has failed this is dropped, and nobody hears of it.
+    let ended = || Error::Transient("blocks are no longer sent".into());
+    let mut block = empty.recv().await.ok_or_else(ended)?;
+    let mut bytes = 0;
     while let Some(piece) = rows.next().await {
         let piece = piece.map_err(Error::Source)?;
         bytes += piece.len() as u64;
-        reader.push(&piece);
+        reader.push(piece);
         while reader.next_row(&mut block).map_err(&refused)? {
-            if block.bytes() >= BLOCK
-                && let Some(taken) = room.take()
-            {
-                let next = Block::new(encoder, Some(&block));
-                room = taken.send(std::mem::replace(&mut block, next)).reserve_owned().await.ok();
+            if block.bytes() >= BLOCK {
+                full.send(block).await.map_err(|_| ended())?;
+                block = empty.recv().await.ok_or_else(ended)?;
             }
         }
     }
     if !reader.is_whole() {
         return Err(Error::Source("the rows end in the middle of one".into()));
     }
-    if let Some(room) = room.filter(|_| !block.is_empty()) {
-        room.send(block);
+    if !block.is_empty() {
+        full.send(block).await.map_err(|_| ended())?;
     }
     Ok(Loaded { rows: reader.rows(), bytes })
 }
@@ -163,19 +166,21 @@ struct Sending<'a> {
 }
 
 impl Sending<'_> {
-    /// Sends blocks as they come, until there are no more.
-    async fn all(&self, mut blocks: mpsc::Receiver<Block>) -> Result<(), Gone> {
+    /// Sends blocks as they come, until there are no more, and gives them back as soon as they are packed.
+    async fn all(&self, mut blocks: mpsc::Receiver<Block>, packed: mpsc::Sender<Block>) -> Result<(), Gone> {
         let mut number = 0;
-        while let Some(block) = blocks.recv().await {
-            self.send(number, block).await?;
+        while let Some(mut block) = blocks.recv().await {
+            let data = self.pack(&block).map_err(|e| Error::Transient(format!("{}: compressing rows: {e}", self.doing)))?;
+            block.clear();
+            // Nobody takes it after the last row.
+            let _ = packed.try_send(block);
+            self.send(number, data).await?;
             number += 1;
         }
         Ok(())
     }
 
-    async fn send(&self, number: u32, block: Block) -> Result<(), Gone> {
-        let packed = self.pack(&block).map_err(|e| Error::Transient(format!("{}: compressing rows: {e}", self.doing)))?;
-        drop(block);
+    async fn send(&self, number: u32, packed: Packed) -> Result<(), Gone> {
         let token = format!("{}/{number}/{:016x}", self.prefix, packed.hash);
         self.at.client()?.insert(&self.target, &token, packed.bytes).await.map_err(|refusal| self.refusal(&refusal))
     }
@@ -187,7 +192,9 @@ impl Sending<'_> {
 
     fn pack(&self, block: &Block) -> Result<Packed, PackError> {
         let mut hasher = XxHash3_64::with_seed(0);
-        let mut packer = FrameEncoder::new(Vec::with_capacity(block.bytes() / 2));
+        // The first piece is a few bytes, by which the encoder would choose small ones.
+        let pieces = FrameInfo::new().block_size(BlockSize::Max1MB);
+        let mut packer = FrameEncoder::with_frame_info(pieces, Vec::with_capacity(block.bytes() / 2));
         block.pieces(self.encoder, &self.names, |piece| {
             hasher.write(piece);
             packer.write_all(piece).map_err(PackError::from)

@@ -7,7 +7,7 @@ use crate::{
     table::TableSchema,
 };
 
-/// The position of a row's change in the source's WAL; 0 for rows of the load and those that were carried over.
+/// The position of a row's change: its commit's, and within that its own, in 64 bits each; 0 for rows of the load and those that were carried over.
 pub const VERSION: &str = "_peerdb_version";
 
 /// The names of the columns, as the brief has them.
@@ -34,7 +34,7 @@ impl Own {
     pub(super) fn definitions(&self) -> Vec<String> {
         let mut all = vec![format!("{} UInt8 DEFAULT 0", ident(&self.flag))];
         all.extend(self.synced_at.iter().map(|name| format!("{} DateTime64(6, 'UTC') DEFAULT now64(6)", ident(name))));
-        all.push(format!("{} UInt64 DEFAULT 0", ident(VERSION)));
+        all.push(format!("{} UInt128 DEFAULT 0", ident(VERSION)));
         all
     }
 

@@ -10,6 +10,7 @@ use super::{
     live::{self, attributes},
     mark::Mark,
     quote::{ident, literal},
+    shadow::loaded,
 };
 use crate::{
     api::clickhouse::Engine,
@@ -38,6 +39,7 @@ pub(super) async fn seal(at: &ClickHouse) -> Result<(), Error> {
             return Err(Error::Transient(format!("{shadow} is gone; it is looked at again")));
         }
         count(at, &table.schema, &shadow, facts.rows_loaded(number, table.generation)?).await?;
+        loaded(at, &table.schema, &shadow).await?;
         let notes = dress(at, &table, &shadow).await?;
         at.fence().await?;
         let note = (!notes.is_empty()).then(|| notes.join("; "));

@@ -119,7 +119,8 @@ async fn create_one(at: &ClickHouse, fact: &Table) -> Result<(), Error> {
     }
     let options = at.options(table);
     let mark = Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.number, generation: Some(fact.generation) };
-    let sql = statement(at.ddl(), &name, table, &options, &Own::of(&at.brief), &mark);
+    let loading = while_loading(&options, &known_settings(at).await?);
+    let sql = statement(at.ddl(), &name, table, &options, &Own::of(&at.brief), &loading, &mark);
     at.client()?.run(&sql, &format!("creating {name}")).await?;
     if options.engine == Engine::Null { Ok(()) } else { compress(at, table, &name).await }
 }
@@ -149,7 +150,8 @@ pub(super) async fn trial(at: &ClickHouse, table: &TableSchema) -> Result<Option
     let name = TableName { schema, name: mark::trial(&table.destination, super::random()) };
     let mark = Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.number, generation: Some(mark::TRIAL) };
     let options = at.options(table);
-    let mut statements = vec![statement(at.ddl(), &name, table, &options, &Own::of(&at.brief), &mark)];
+    let loading = while_loading(&options, &known_settings(at).await?);
+    let mut statements = vec![statement(at.ddl(), &name, table, &options, &Own::of(&at.brief), &loading, &mark)];
     statements.extend(options.ttl.filter(|_| options.engine != Engine::Null).map(|ttl| at.ddl().expire(&name, &ttl)));
     let mut outcome = Ok(());
     for sql in statements {
@@ -174,7 +176,15 @@ pub(super) async fn trial(at: &ClickHouse, table: &TableSchema) -> Result<Option
 }
 
 /// The statement that creates a shadow. Codecs come after it, as the types may not have them. Its TTL comes with the swap: rows that expire while they are loaded would be missing when they are counted and carried.
-fn statement(ddl: Ddl<'_>, name: &TableName, table: &TableSchema, options: &ClickHouseTable, own: &Own, mark: &Mark) -> String {
+fn statement(
+    ddl: Ddl<'_>,
+    name: &TableName,
+    table: &TableSchema,
+    options: &ClickHouseTable,
+    own: &Own,
+    loading: &[Setting],
+    mark: &Mark,
+) -> String {
     let mut columns: Vec<String> = table.copied().map(|c| format!("{} {}", ident(&c.destination), c.destination_type)).collect();
     columns.extend(own.definitions());
     let mut sql = format!("{} ({}) ENGINE = ", ddl.create(name), columns.join(", "));
@@ -198,11 +208,50 @@ fn statement(ddl: Ddl<'_>, name: &TableName, table: &TableSchema, options: &Clic
             "fsync_after_insert = 1".into(),
             "fsync_part_directory = 1".into(),
         ];
+        settings.extend(loading.iter().map(|(name, value)| format!("{name} = {value}")));
         settings.extend(options.settings.iter().map(|(name, value)| format!("{} = {}", ident(name), setting(value))));
         sql.push_str(&format!(" SETTINGS {}", settings.join(", ")));
     }
     sql.push_str(&format!(" COMMENT {}", literal(&mark.comment(""))));
     sql
+}
+
+/// A setting of a table, and its value.
+type Setting = (&'static str, u64);
+
+/// Settings that spare a load work which is done better once, after it; [`loaded`] takes them back.
+///
+/// Blocks wait to be merged many at a time: to merge them five by five, as they come, writes every row several times. And each block's columns share a file,
+/// for every file is brought to the disk apart (`fsync_after_insert`).
+const WHILE_LOADING: &[Setting] = &[("min_parts_to_merge_at_once", 40), ("min_bytes_for_wide_part", 1 << 30)];
+
+/// Those that serve a table. Where blocks fall into many partitions each has few rows of its own: there they are merged as ever.
+fn while_loading(options: &ClickHouseTable, known: &BTreeSet<String>) -> Vec<Setting> {
+    let wanted = |name: &str| known.contains(name) && !options.settings.contains_key(name);
+    let serves = options.engine != Engine::Null && options.partition_by.is_none();
+    WHILE_LOADING.iter().filter(|(name, _)| serves && wanted(name)).copied().collect()
+}
+
+/// Those that the server has; older ones lack some.
+async fn known_settings(at: &ClickHouse) -> Result<BTreeSet<String>, Error> {
+    #[derive(serde::Deserialize)]
+    struct Known {
+        name: String,
+    }
+    let names: Vec<String> = WHILE_LOADING.iter().map(|(name, _)| literal(name)).collect();
+    let sql = format!("SELECT name FROM system.merge_tree_settings WHERE name IN ({})", names.join(", "));
+    let known: Vec<Known> = at.client()?.rows(&sql, "looking at the server's settings").await?;
+    Ok(known.into_iter().map(|known| known.name).collect())
+}
+
+/// Takes back what held for the load alone. May be done again.
+pub(super) async fn loaded(at: &ClickHouse, table: &TableSchema, shadow: &TableName) -> Result<(), Error> {
+    let names: Vec<&str> = while_loading(&at.options(table), &known_settings(at).await?).iter().map(|(name, _)| *name).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let sql = format!("{} RESET SETTING {}", at.ddl().alter(shadow), names.join(", "));
+    at.client()?.run(&sql, &format!("settling {shadow}")).await
 }
 
 /// Numbers stay numbers.
@@ -252,7 +301,7 @@ mod tests {
         let name = TableName { schema: "shop".into(), name: "orders_resync_e2g1".into() };
         let own = Own { flag: "_peerdb_is_deleted".into(), synced_at: synced_at.map(str::to_string) };
         let mark = Mark { mirror: "u".into(), epoch: 2, table: 3, generation: Some(1) };
-        statement(ddl, &name, &table(), options, &own, &mark)
+        statement(ddl, &name, &table(), options, &own, &[], &mark)
     }
 
     #[test]
@@ -260,7 +309,7 @@ mod tests {
         assert_eq!(
             sql(&ClickHouseTable::default(), Some("at")),
             "CREATE TABLE IF NOT EXISTS `shop`.`orders_resync_e2g1` (`id` Int64, `customer` Int64, `it's \\`odd\\`` Nullable(String), \
-             `_peerdb_is_deleted` UInt8 DEFAULT 0, `at` DateTime64(6, 'UTC') DEFAULT now64(6), `_peerdb_version` UInt64 DEFAULT 0) \
+             `_peerdb_is_deleted` UInt8 DEFAULT 0, `at` DateTime64(6, 'UTC') DEFAULT now64(6), `_peerdb_version` UInt128 DEFAULT 0) \
              ENGINE = ReplacingMergeTree(`_peerdb_version`, `_peerdb_is_deleted`) ORDER BY (`id`) \
              SETTINGS non_replicated_deduplication_window = 1000000000, fsync_after_insert = 1, fsync_part_directory = 1 \
              COMMENT '[mirror-operator u e2 t3 g1]'"
@@ -301,6 +350,20 @@ mod tests {
         let expected = "PARTITION BY (customer % 4) PRIMARY KEY (`customer`) ORDER BY (`customer`, `id`) SETTINGS";
         assert!(sql.contains(expected), "{sql}");
         assert!(sql.contains("`index_granularity` = 1024, `storage_policy` = 'cold\\'s'"), "{sql}");
+    }
+
+    #[test]
+    fn a_load_is_spared_what_the_server_knows_and_nobody_has_asked_for() {
+        let known: BTreeSet<String> = ["min_parts_to_merge_at_once", "min_bytes_for_wide_part"].map(String::from).into();
+        let names = |options: &ClickHouseTable, known: &BTreeSet<String>| {
+            while_loading(options, known).iter().map(|(name, _)| *name).collect::<Vec<&'static str>>()
+        };
+        assert_eq!(names(&ClickHouseTable::default(), &known), ["min_parts_to_merge_at_once", "min_bytes_for_wide_part"]);
+        assert_eq!(names(&ClickHouseTable::default(), &BTreeSet::new()), [""; 0]);
+        let wide = ClickHouseTable { settings: [("min_bytes_for_wide_part".into(), "0".into())].into(), ..ClickHouseTable::default() };
+        assert_eq!(names(&wide, &known), ["min_parts_to_merge_at_once"]);
+        assert_eq!(names(&ClickHouseTable { partition_by: Some("id % 4".into()), ..ClickHouseTable::default() }, &known), [""; 0]);
+        assert_eq!(names(&ClickHouseTable { engine: Engine::Null, ..ClickHouseTable::default() }, &known), [""; 0]);
     }
 
     #[test]

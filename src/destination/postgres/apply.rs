@@ -18,7 +18,7 @@ pub use owner::Owner;
 
 use crate::{
     brief::Brief,
-    destination::{Applier, Counts, Error, RowChange},
+    destination::{Applier, Counts, Error, Position, RowChange},
     postgres::{self, Connection, Lsn, ident, literal, qualified},
     table::TableSchema,
 };
@@ -80,7 +80,7 @@ impl Applier for PostgresApplier {
         self.position
     }
 
-    async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, _: Vec<Lsn>, counts: Counts) -> Result<(), Error> {
+    async fn write(&mut self, table: &TableSchema, changes: Vec<RowChange>, _: Vec<Position>, counts: Counts) -> Result<(), Error> {
         self.begin().await?;
         let sum = self.counts.entry(table.number).or_default();
         sum.inserts += counts.inserts;
@@ -89,7 +89,7 @@ impl Applier for PostgresApplier {
         self.write_rows(table, changes).await.map_err(|e| refusal::of_write(&e, table))
     }
 
-    async fn truncate(&mut self, table: &TableSchema, _: Lsn) -> Result<(), Error> {
+    async fn truncate(&mut self, table: &TableSchema, _: Position) -> Result<(), Error> {
         self.begin().await?;
         let emptied = self.client.batch_execute(&self.names(table, "").empty()).await;
         emptied.map_err(|e| meaning(&e, &format!("applying TRUNCATE to {}", table.destination)))

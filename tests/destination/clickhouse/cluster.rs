@@ -13,12 +13,11 @@ use mirror_operator::{
     brief::{Brief, DestinationPeer},
     check,
     destination::{RowChange, clickhouse::Peer},
-    postgres::Lsn,
 };
 
 use crate::{
     clickhouse::{change, row, streaming, t, upsert},
-    fixture::{Fixture, column, open, whole},
+    fixture::{Fixture, column, made, open, whole},
     on_clickhouse::OnClickHouse,
     proxy::Proxy,
     support,
@@ -96,7 +95,7 @@ async fn life(place: &OnClickHouse, proxy: &Proxy) {
     schema.columns[3].destination_type = "Nullable(String)".into();
     to.add_column(&schema, 3, Some("x")).await.unwrap();
     schema = to.allow_null(&schema, 2).await.unwrap();
-    to.truncate(&schema, Lsn(2001)).await.unwrap();
+    to.truncate(&schema, made(2001)).await.unwrap();
     assert_eq!(place.read("t", &["id", "name", "kind", "note"]).await, ["1|one|b|x|t", "2|two|a|x|t"]);
     place.run("ALTER TABLE public.t ADD INDEX by_name name TYPE bloom_filter GRANULARITY 1").await;
     place.run("ALTER TABLE public.t ADD COLUMN twice Int64 ALIAS id * 2, COMMENT COLUMN name 'of it'").await;

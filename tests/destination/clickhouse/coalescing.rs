@@ -3,12 +3,11 @@
 use mirror_operator::{
     api::clickhouse::{ClickHouseTable, Engine, NullableColumns},
     destination::{Counts, Error, RowChange},
-    postgres::Lsn,
 };
 
 use crate::{
     clickhouse::{ALL, change, row, streaming, t, upsert},
-    fixture::{Fixture, open, whole},
+    fixture::{Fixture, made, open, whole},
     on_clickhouse::OnClickHouse,
 };
 
@@ -48,7 +47,7 @@ async fn an_epoch_is_loaded_streamed_and_swapped() {
     assert_eq!(merged(&place).await, ["1|one|c", "30|three|d"]);
     assert_eq!(place.read("t", ALL).await, ["1|one|c|f", "2|two|a|t", "3|three|b|t", "30|three|d|f"]);
     change(&mut *to, &schema, 2005, upsert("2|again|f")).await.unwrap();
-    to.truncate(&schema, Lsn(2004)).await.unwrap();
+    to.truncate(&schema, made(2004)).await.unwrap();
     assert_eq!(merged(&place).await, ["2|again|f"]);
     let next = open(&place.brief(2)).await;
     whole(&*next, &[(schema.clone(), &["2\tnew\tg"])]).await;
@@ -86,10 +85,10 @@ async fn what_an_earlier_stream_writes_late_is_refused() {
     let mut second = at.applier().await.unwrap();
     change(&mut *second, &t(&place), 2001, upsert("1|newer|b")).await.unwrap();
     for late in [upsert("1|late|a"), upsert("1|…|a")] {
-        let outcome = first.write(&t(&place), vec![late], vec![Lsn(2000)], Counts::default()).await;
+        let outcome = first.write(&t(&place), vec![late], vec![made(2000)], Counts::default()).await;
         assert!(matches!(outcome, Err(Error::Displaced)), "{outcome:?}");
     }
-    assert!(matches!(first.truncate(&t(&place), Lsn(2002)).await, Err(Error::Displaced)));
+    assert!(matches!(first.truncate(&t(&place), made(2002)).await, Err(Error::Displaced)));
     assert_eq!(merged(&place).await, ["1|newer|b", "2|two|a"]);
 }
 

@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 
 use super::{row, upsert};
 use crate::{
-    fixture::{Fixture, boundary, from_loaded, load, open, plan, table, whole},
+    fixture::{Fixture, boundary, from_loaded, load, made, open, plan, table, whole},
     on_clickhouse::OnClickHouse,
     proxy::Proxy,
     support,
@@ -75,7 +75,7 @@ async fn live(at: &dyn Destination, schema: &TableSchema) -> Result<(), Error> {
     for (position, change) in [(2000, upsert("3|three")), (2001, RowChange::Delete { key: row("2") })] {
         let mut to = at.applier().await?;
         if to.position() < Lsn(position) {
-            to.write(schema, vec![change], vec![Lsn(position)], Counts { inserts: 1, updates: 0, deletes: 0 }).await?;
+            to.write(schema, vec![change], vec![made(position)], Counts { inserts: 1, updates: 0, deletes: 0 }).await?;
             to.commit(Lsn(position)).await?;
         }
     }

@@ -6,6 +6,7 @@ mod dependents;
 mod killed;
 mod ordinary;
 mod pressure;
+mod replay;
 mod swapping;
 mod tls;
 mod trial;
@@ -25,7 +26,7 @@ use mirror_operator::{
 };
 
 use crate::{
-    fixture::{Fixture, boundary, column, from_loaded, open, plan, table, until_loaded, whole},
+    fixture::{Fixture, boundary, column, from_loaded, made, open, plan, table, until_loaded, whole},
     on_clickhouse::{OnClickHouse, ask},
 };
 
@@ -61,7 +62,7 @@ pub fn upsert(text: &str) -> RowChange {
 
 /// Writes one change at a position, which is then the checkpoint.
 pub async fn change(to: &mut dyn Applier, table: &TableSchema, position: u64, change: RowChange) -> Result<(), Error> {
-    to.write(table, vec![change], vec![Lsn(position)], Counts { updates: 1, ..Counts::default() }).await?;
+    to.write(table, vec![change], vec![made(position)], Counts { updates: 1, ..Counts::default() }).await?;
     to.commit(Lsn(position)).await
 }
 
@@ -87,7 +88,7 @@ async fn changes_are_applied_and_doing_them_again_changes_nothing() {
     ];
     for _ in 0..2 {
         for (position, what) in &changes {
-            to.write(&schema, vec![what.clone()], vec![Lsn(*position)], Counts::default()).await.unwrap();
+            to.write(&schema, vec![what.clone()], vec![made(*position)], Counts::default()).await.unwrap();
         }
     }
     to.commit(Lsn(2005)).await.unwrap();
@@ -126,7 +127,7 @@ async fn truncate_flags_what_was_there_before_it() {
     let schema = t(&place);
     change(&mut *to, &schema, 3000, upsert("2|later|b")).await.unwrap();
     for _ in 0..2 {
-        to.truncate(&schema, Lsn(2500)).await.unwrap();
+        to.truncate(&schema, made(2500)).await.unwrap();
     }
     assert_eq!(place.read("t", ALL).await, ["1|one|a|t", "2|later|b|f"]);
 }
@@ -163,7 +164,7 @@ async fn a_newer_epoch_ends_the_stream_of_an_older_one() {
     let at = streaming(&place).await;
     let mut to = at.applier().await.unwrap();
     open(&place.brief(2)).await.begin().await.unwrap();
-    let late = to.write(&t(&place), vec![upsert("9|late|a")], vec![Lsn(2000)], Counts::default()).await;
+    let late = to.write(&t(&place), vec![upsert("9|late|a")], vec![made(2000)], Counts::default()).await;
     assert!(matches!(late, Err(Error::Superseded(2))), "{late:?}");
     assert!(matches!(to.commit(Lsn(2000)).await, Err(Error::Superseded(2))));
     assert_eq!(place.count("t").await, 2);
@@ -192,7 +193,7 @@ async fn a_stream_survives_every_lost_reply() {
             let mut to = at.applier().await?;
             let changes = vec![upsert("1|…|b"), RowChange::Delete { key: row("2") }, upsert("3|three|c")];
             let counts = Counts { inserts: 1, updates: 1, deletes: 1 };
-            to.write(&schema, changes, vec![Lsn(2000), Lsn(2001), Lsn(2002)], counts).await?;
+            to.write(&schema, changes, vec![made(2000), made(2001), made(2002)], counts).await?;
             to.commit(Lsn(2002)).await
         };
         let (brief, has_cut) = place.through_cut(place.brief(1), n).await;
@@ -244,7 +245,8 @@ async fn a_plain_merge_tree_keeps_every_change_and_loads_each_row_once() {
     change(&mut *to, &schema, 2000, RowChange::Add { row: row("1|one|b") }).await.unwrap();
     change(&mut *to, &schema, 2001, RowChange::Remove { row: row("1|one|b") }).await.unwrap();
     let log = "SELECT kind, _peerdb_is_deleted, _peerdb_version FROM public.t WHERE id = 1 ORDER BY 3";
-    assert_eq!(place.rows(log).await, ["a|0|0", "b|0|2000", "b|1|2001"]);
+    let version = |position| made(position).version();
+    assert_eq!(place.rows(log).await, ["a|0|0".to_string(), format!("b|0|{}", version(2000)), format!("b|1|{}", version(2001))]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -256,7 +258,7 @@ async fn a_block_may_fall_into_many_partitions() {
     whole(&*at, &[(t(&place), &lines.iter().map(String::as_str).collect::<Vec<_>>())]).await;
     let mut to = at.applier().await.unwrap();
     let changes: Vec<RowChange> = (0..600).map(|i| upsert(&format!("{i}|…|b"))).collect();
-    to.write(&t(&place), changes, (2000..2600).map(Lsn).collect(), Counts::default()).await.unwrap();
+    to.write(&t(&place), changes, (2000..2600).map(made).collect(), Counts::default()).await.unwrap();
     assert_eq!(place.rows("SELECT count(), countIf(name = 'one' AND kind = 'b') FROM public.t FINAL").await, ["600|600"]);
 }
 

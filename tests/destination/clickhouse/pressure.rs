@@ -11,7 +11,7 @@ use mirror_operator::{
 
 use crate::{
     clickhouse::{streaming, t, upsert},
-    fixture::{Fixture, boundary, from_loaded, load, open, plan, table, whole},
+    fixture::{Fixture, boundary, from_loaded, load, made, open, plan, table, whole},
     on_clickhouse::OnClickHouse,
     support::until,
 };
@@ -63,7 +63,7 @@ async fn a_stream_waits_for_merges() {
         let from = to.position().0.max(1999) + 1;
         for position in from..2010 {
             let change = upsert(&format!("{position}|new|b"));
-            to.write(&t(&place), vec![change], vec![Lsn(position)], Counts { inserts: 1, ..Counts::default() }).await?;
+            to.write(&t(&place), vec![change], vec![made(position)], Counts { inserts: 1, ..Counts::default() }).await?;
             to.commit(Lsn(position)).await?;
         }
         Ok(())
@@ -92,12 +92,12 @@ async fn truncate_takes_no_more_memory_for_a_large_table() {
         let rows =
             "INSERT INTO public.t (id, name, kind, _peerdb_version) SELECT number, repeat('x', 200), 'a', 1500 FROM numbers(3, 4000000)";
         place.run(rows).await;
-        place.run("INSERT INTO public.t (id, name, kind, _peerdb_version) VALUES (4, 'later', 'a', 3000)").await;
+        place.run("INSERT INTO public.t (id, name, kind, _peerdb_version) SELECT 4, 'later', 'a', bitShiftLeft(toUInt128(3000), 64)").await;
         let mut brief = place.brief(1);
         let DestinationPeer::ClickHouse(peer) = &mut brief.destination else { panic!() };
         peer.settings.insert("max_memory_usage".into(), "1000000000".into());
         drop(at);
-        open(&brief).await.applier().await.unwrap().truncate(&t(&place), Lsn(2500)).await.unwrap();
+        open(&brief).await.applier().await.unwrap().truncate(&t(&place), made(2500)).await.unwrap();
         let left = "SELECT id, name FROM (SELECT * FROM public.t WHERE id < 100 ORDER BY _peerdb_version DESC LIMIT 1 BY id) WHERE _peerdb_is_deleted = 0";
         assert_eq!(place.rows(left).await, ["4|later"], "{engine:?}");
         assert_eq!(place.rows("SELECT count(DISTINCT id) FROM public.t WHERE _peerdb_is_deleted = 1").await, ["4000001"], "{engine:?}");
@@ -138,7 +138,7 @@ async fn a_change_that_is_refused_is_told_by_its_key_and_without_its_values() {
     whole(&*at, &[(schema.clone(), &["1\t1\ta"])]).await;
     let refused = async |row: &str| {
         let mut to = at.applier().await.unwrap();
-        let outcome = to.write(&schema, vec![upsert(row)], vec![Lsn(2000)], Counts::default()).await;
+        let outcome = to.write(&schema, vec![upsert(row)], vec![made(2000)], Counts::default()).await;
         let Err(Error::Permanent(failure)) = outcome else { panic!("{outcome:?}") };
         assert_eq!(failure.reason, "ValueRefused");
         failure.message

@@ -16,7 +16,7 @@ use proptest::{
 };
 
 use crate::{
-    fixture::{Fixture, boundary, from_loaded, open, plan},
+    fixture::{Fixture, boundary, from_loaded, made, open, plan},
     on_clickhouse::OnClickHouse,
     on_postgres::OnPostgres,
 };
@@ -77,7 +77,7 @@ impl Pair {
             changes.push(RowChange::Upsert { row: (0..row.len()).map(cell).collect(), deleted: false });
         }
         let mut to = at.applier().await.unwrap();
-        let positions = vec![Lsn(5000); changes.len()];
+        let positions = vec![made(5000); changes.len()];
         to.write(&self.schema, changes, positions, Counts::default()).await.unwrap();
         to.commit(Lsn(5000)).await.unwrap();
     }

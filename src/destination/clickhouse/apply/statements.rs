@@ -10,8 +10,7 @@ use super::super::{
 };
 use crate::{
     api::clickhouse::{ClickHouseTable, Engine},
-    destination::{Cell, RowChange},
-    postgres::Lsn,
+    destination::{Cell, Position, RowChange},
     table::TableSchema,
 };
 
@@ -49,7 +48,7 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Adds a change.
-    pub(super) fn add(&mut self, encoder: &RowEncoder, names: &Names, change: &RowChange, position: Lsn) -> Result<(), Refused> {
+    pub(super) fn add(&mut self, encoder: &RowEncoder, names: &Names, change: &RowChange, position: Position) -> Result<(), Refused> {
         let mut row = |row: &[Cell], base: Option<&[Cell]>, deleted: bool, whole: bool| {
             let out = if whole && names.movable.is_empty() { &mut self.whole } else { &mut self.partial };
             names.encode(encoder, row, base.unwrap_or(row), deleted, position, out)
@@ -93,7 +92,7 @@ impl Names {
     pub(super) fn structure(&self) -> String {
         let columns = self.columns.iter().enumerate().map(|(i, (_, type_))| format!("c{i} {type_}"));
         let bases = self.key.iter().enumerate().filter_map(|(i, k)| Some(format!("b{i} {}", self.columns.get(*k)?.1)));
-        let own = ["u String", "d UInt8", "v UInt64"].map(str::to_string);
+        let own = ["u String", "d UInt8", "v UInt128"].map(str::to_string);
         columns.chain(bases).chain(own).collect::<Vec<_>>().join(", ")
     }
 
@@ -108,7 +107,7 @@ impl Names {
         row: &[Cell],
         base: &[Cell],
         deleted: bool,
-        position: Lsn,
+        position: Position,
         out: &mut Vec<u8>,
     ) -> Result<(), Refused> {
         let start = out.len();
@@ -127,7 +126,7 @@ impl Names {
         let unchanged: Vec<u8> = row.iter().map(|cell| if *cell == Cell::Unchanged { b'u' } else { b'.' }).collect();
         put_string(&unchanged, out);
         out.push(u8::from(deleted));
-        out.extend_from_slice(&position.0.to_le_bytes());
+        out.extend_from_slice(&position.version().to_le_bytes());
         Ok(())
     }
 
@@ -172,11 +171,12 @@ impl Names {
         format!("substring(s.u, {}, 1) = 'u'", place + 1)
     }
 
-    /// Rows with what they leave unchanged from the row that is there. Without that row only a delete is written.
+    /// Rows with what they leave unchanged from the row that is there. Without that row only a delete is written, and nothing where a later version is there
+    /// already: then this was written before, and is done again on top of what came after it.
     pub(super) fn insert_merged(&self, fence: &str) -> String {
         let values = self.each(|i| format!("if({}, x.x{i}, s.c{i})", Self::unchanged(i)));
         format!(
-            "{} SELECT {values}, s.d, s.v {} WHERE (x.found = 1 OR s.d = 1 OR position(s.u, 'u') = 0) AND {fence}",
+            "{} SELECT {values}, s.d, s.v {} WHERE x.version <= s.v AND (x.found = 1 OR s.d = 1 OR position(s.u, 'u') = 0) AND {fence}",
             self.into(),
             self.joined("LEFT")
         )
@@ -197,9 +197,14 @@ impl Names {
         })
     }
 
+    /// Whether a row's earlier versions may be rows of their own.
+    pub(super) fn is_movable(&self) -> bool {
+        !self.movable.is_empty()
+    }
+
     /// Flags every row that was there before `position`, of which there are about so many. FINAL merges as it reads, in memory that does not grow with the table;
     /// for an engine that has none, the last versions are found for a portion of the keys at a time.
-    pub(super) fn bury_all(&self, position: Lsn, rows: u64, fence: &str) -> Vec<String> {
+    pub(super) fn bury_all(&self, position: Position, rows: u64, fence: &str) -> Vec<String> {
         let key: Vec<&str> = self.key.iter().filter_map(|k| self.columns.get(*k)).map(|(name, _)| name.as_str()).collect();
         let columns: Vec<&str> = self.columns.iter().map(|(name, _)| name.as_str()).collect();
         let (flag, version, key) = (ident(&self.own.flag), ident(VERSION), key.join(", "));
@@ -208,7 +213,7 @@ impl Names {
                 "{} SELECT {columns}, 1, {position} FROM {last} WHERE {flag} = 0 AND {version} < {position} AND {fence}",
                 self.into(),
                 columns = columns.join(", "),
-                position = position.0,
+                position = format_args!("toUInt128('{}')", position.version()),
             )
         };
         if self.versions {

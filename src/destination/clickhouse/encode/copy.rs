@@ -1,6 +1,6 @@
 //! The pieces of a `COPY … TO STDOUT` stream, row by row. Pure.
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes};
 
 use super::{Refused, RowEncoder, sink::Rows};
 
@@ -13,7 +13,7 @@ const HEADER: usize = SIGNATURE.len() + 8;
 pub struct CopyReader<'a> {
     encoder: &'a RowEncoder,
     binary: bool,
-    buffer: BytesMut,
+    buffer: Bytes,
     /// Past the header.
     started: bool,
     ended: bool,
@@ -37,12 +37,12 @@ pub enum CopyError {
 impl<'a> CopyReader<'a> {
     /// For a stream in binary or text form.
     pub fn new(encoder: &'a RowEncoder, binary: bool) -> Self {
-        Self { encoder, binary, buffer: BytesMut::new(), started: !binary, ended: false, rows: 0 }
+        Self { encoder, binary, buffer: Bytes::new(), started: !binary, ended: false, rows: 0 }
     }
 
-    /// Takes what came next.
-    pub fn push(&mut self, piece: &[u8]) {
-        self.buffer.extend_from_slice(piece);
+    /// Takes what came next. Where the last piece ended with a row, which a source's pieces do, nothing is copied.
+    pub fn push(&mut self, piece: Bytes) {
+        self.buffer = if self.buffer.is_empty() { piece } else { [&self.buffer[..], &piece].concat().into() };
     }
 
     /// Rows written so far.

@@ -36,18 +36,27 @@ struct Arrays {
 }
 
 impl Block {
-    /// Without rows. `like` is a full one: another will need as much room, and growing to it would copy everything twice.
-    pub fn new(encoder: &RowEncoder, like: Option<&Self>) -> Self {
-        let column = |(place, column): (usize, &super::ColumnEncoder)| {
-            let like = like.and_then(|block| block.columns.get(place));
-            let room = |of: fn(&Column) -> usize| like.map_or(0, |column| of(column) + of(column) / 16);
-            Column {
-                nulls: Vec::with_capacity(room(|c| c.nulls.len())),
-                arrays: (0..depth(&column.type_)).map(|_| Arrays::default()).collect(),
-                values: Vec::with_capacity(room(|c| c.values.len())),
-            }
+    /// Without rows.
+    pub fn new(encoder: &RowEncoder) -> Self {
+        let column = |column: &super::ColumnEncoder| Column {
+            nulls: Vec::new(),
+            arrays: (0..depth(&column.type_)).map(|_| Arrays::default()).collect(),
+            values: Vec::new(),
         };
-        Self { columns: encoder.columns.iter().enumerate().map(column).collect(), rows: 0, bytes: 0 }
+        Self { columns: encoder.columns.iter().map(column).collect(), rows: 0, bytes: 0 }
+    }
+
+    /// Forgets the rows, and keeps the room that they took.
+    pub fn clear(&mut self) {
+        for Column { nulls, arrays, values } in &mut self.columns {
+            nulls.clear();
+            values.clear();
+            for Arrays { ends, elements } in arrays {
+                ends.clear();
+                *elements = 0;
+            }
+        }
+        (self.rows, self.bytes) = (0, 0);
     }
 
     /// Size of all values, in bytes.

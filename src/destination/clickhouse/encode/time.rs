@@ -102,7 +102,7 @@ pub(super) fn put(moment: Moment, to: &Type, rule: OutOfRange, out: &mut Vec<u8>
         Type::DateTime64(scale) => return put_ticks(moment, *scale, rule, out).map(|()| true),
         _ => return Ok(false),
     };
-    let value = within(moment, first, last, |micros| micros.div_euclid(unit), rule)?;
+    let value = within(moment, first, last, |micros| units(micros, unit), rule)?;
     match to {
         Type::Date => out.extend_from_slice(&(value as u16).to_le_bytes()),
         Type::Date32 => out.extend_from_slice(&(value as i32).to_le_bytes()),
@@ -125,7 +125,7 @@ pub(super) fn holds(moment: Moment, to: &Type) -> bool {
 
 fn put_ticks(moment: Moment, scale: u8, rule: OutOfRange, out: &mut Vec<u8>) -> Result<(), &'static str> {
     let ticks = |micros: i128| match scale {
-        0..=6 => micros.div_euclid(10i128.pow(6 - u32::from(scale))),
+        0..=6 => units(micros, 10i128.pow(6 - u32::from(scale))),
         more => micros * 10i128.pow(u32::from(more) - 6),
     };
     let second = 10i128.pow(scale.into());
@@ -134,6 +134,14 @@ fn put_ticks(moment: Moment, scale: u8, rule: OutOfRange, out: &mut Vec<u8>) -> 
     let value = within(moment, first, last, ticks, rule)?;
     out.extend_from_slice(&(value as i64).to_le_bytes());
     Ok(())
+}
+
+/// How many whole units. Dividing 128 bits takes many times as long, and hardly a moment needs them.
+fn units(micros: i128, unit: i128) -> i128 {
+    match (i64::try_from(micros), i64::try_from(unit)) {
+        (Ok(micros), Ok(unit)) => micros.div_euclid(unit).into(),
+        _ => micros.div_euclid(unit),
+    }
 }
 
 /// The value between `first` and `last`, by the rule for what is beyond them.
