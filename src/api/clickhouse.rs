@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// What becomes of dates and times that ClickHouse's types do not hold: before 1900, after 2299, and the infinite ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum OutOfRange {
-    /// The nearest one that the type holds.
+    /// The nearest one that the type holds; in columns of the key as Error, since two rows must not become one.
     #[default]
     Clamp,
     /// The load stops and says where; in the change stream the table is parked.

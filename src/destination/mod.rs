@@ -308,6 +308,16 @@ pub enum RowChange {
     },
 }
 
+impl RowChange {
+    /// The row, of a delete its key.
+    pub fn row(&self) -> &[Cell] {
+        match self {
+            Self::Upsert { row, .. } | Self::Rekey { row, .. } | Self::Add { row } | Self::Remove { row } => row,
+            Self::Delete { key } => key,
+        }
+    }
+}
+
 /// Where in the source's WAL a row was changed. Changes of one key are ordered by their commits first: their own records are not written in that order. (A
 /// tuple's record precedes the check for its key, which may wait for another transaction to delete that key: PostgreSQL source, `heap_insert` and
 /// `ExecInsertIndexTuples`. What was written first is committed last then.)

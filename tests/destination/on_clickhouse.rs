@@ -111,6 +111,11 @@ impl<const ATOMIC: bool> Place<ATOMIC> {
         Self::named(server(), "mo_granted", &unique()).await
     }
 
+    /// The one of whose table `t` the server's user `filtered` may do everything but see all rows.
+    pub async fn filtered() -> Self {
+        Self::named(server(), "mo_filtered", &unique()).await
+    }
+
     /// Runs a statement under an id.
     pub async fn ask_as(&self, sql: &str, id: &str) -> Result<String, String> {
         ask_with(&self.to, sql, &[("query_id", id)]).await

@@ -19,7 +19,8 @@ pub(super) use owner::Owner;
 use super::{
     ClickHouse,
     client::Rows,
-    encode::{Refused, RowEncoder},
+    ddl::quoted,
+    encode::{Refused, RowEncoder, unhex},
     error::{FENCED, Refusal, UNKNOWN_TABLE, meaning, permanent},
     ledger::{self, Applied, Counted, Drifted, Fact, Owner as OwnerFact, Parked, Snapshot, Swapped, Table},
     own,
@@ -38,19 +39,20 @@ use statements::{Batch, Names};
 pub(super) async fn open(at: &ClickHouse) -> Result<Box<dyn Applier>, Error> {
     let at = ClickHouse::new(at.brief.clone(), at.to.clone()).owned_by(at.owner.clone());
     at.fence().await?;
-    let facts = at.facts(&[Snapshot::KIND, Swapped::KIND, Applied::KIND, OwnerFact::KIND, Counted::KIND, Table::KIND]).await?;
+    let facts = at.facts(&[Snapshot::KIND, Swapped::KIND, OwnerFact::KIND, Table::KIND]).await?;
     let Some(snapshot) = facts.get::<Snapshot>(0)? else { return Err(at.gone()) };
     if facts.get::<Swapped>(0)?.is_none() {
         return Err(Error::Transient("the tables are not swapped yet".into()));
     }
     let token = owner::take_over(&at, facts.versioned::<OwnerFact>(0)?).await?;
-    let tables = facts.all::<Table>()?;
-    if tables.iter().any(|(_, _, table)| in_turn(&at, &table.schema)) {
+    if facts.all::<Table>()?.iter().any(|(_, _, table)| in_turn(&at, &table.schema)) {
         ledger::end_writers(&at).await?;
     }
-    let position = at.facts(&[Applied::KIND]).await?.get::<Applied>(0)?.map_or(snapshot.start_lsn, |a| a.lsn);
+    // Once the stream is ours: whoever had it before may have gone on until then.
+    let facts = at.facts(&[Applied::KIND, Counted::KIND, Table::KIND]).await?;
+    let position = facts.get::<Applied>(0)?.map_or(snapshot.start_lsn, |a| a.lsn);
     let counts = facts.all::<Counted>()?.into_iter().map(|(number, _, counted)| (number, counted)).collect();
-    let versions = tables.into_iter().map(|(number, version, table)| (number, (version, table))).collect();
+    let versions = facts.all::<Table>()?.into_iter().map(|(number, version, table)| (number, (version, table))).collect();
     Ok(Box::new(ClickHouseApplier { at, token, position, counts, versions, altered: BTreeSet::new(), encoders: HashMap::new() }))
 }
 
@@ -96,7 +98,9 @@ impl Applier for ClickHouseApplier {
         let encoding = self.encoding(table)?;
         let mut batch = Batch::default();
         for (change, position) in changes.iter().zip(&positions) {
-            batch.add(&encoding.rows, &encoding.names, change, *position).map_err(|e| refused(table, &e, &doing))?;
+            batch
+                .add(&encoding.rows, &encoding.names, change, *position)
+                .map_err(|e| refused(table, &e, &format!("{doing}: the row {}", encoding.rows.key_of(change.row()))))?;
         }
         let (whole, partial) = batch.finish();
         let (statements, structure) = (&encoding.names, encoding.names.structure());
@@ -126,11 +130,14 @@ impl Applier for ClickHouseApplier {
             return Err(permanent("TruncateWithoutKey", message));
         }
         let fence = self.fence(table);
-        let sql = self.encoding(table)?.names.bury_all(position, &fence);
-        match self.at.client()?.try_run(&sql, SETTINGS).await {
-            Ok(_) => Ok(()),
-            Err(refusal) => Err(self.why(refusal, &doing).await),
+        let sql = format!("SELECT count() AS n FROM {}", quoted(&table.destination));
+        let rows = self.at.client()?.row::<Rest>(&sql, &doing).await?.n;
+        for sql in self.encoding(table)?.names.bury_all(position, rows, &fence) {
+            if let Err(refusal) = self.at.client()?.try_run(&sql, &[SETTINGS, SPARING].concat()).await {
+                return Err(self.why(refusal.of_rows(), &doing).await);
+            }
         }
+        Ok(())
     }
 
     async fn add_column(&mut self, table: &TableSchema, column: usize, fill: Option<&str>) -> Result<(), Error> {
@@ -139,11 +146,9 @@ impl Applier for ClickHouseApplier {
             return Err(permanent("ColumnMissing", format!("{doing}: its schema does not have it")));
         };
         let default = match fill {
-            Some(fill) => format!(
-                " DEFAULT CAST({}, {})",
-                literal(&self.as_literal(table, column, fill, &doing).await?),
-                literal(&added.destination_type)
-            ),
+            Some(fill) => {
+                format!(" DEFAULT CAST({}, {})", self.as_literal(table, column, fill, &doing).await?, literal(&added.destination_type))
+            }
             None => String::new(),
         };
         // Rows that are written later bring their value, so that the default is that of the rows before them for good.
@@ -205,9 +210,19 @@ impl Applier for ClickHouseApplier {
 const SETTINGS: &[(&str, &str)] =
     &[("join_use_nulls", "0"), ("insert_deduplicate", "0"), ("max_insert_block_size", "1000000"), ("mutations_sync", "2")];
 
-fn refused(table: &TableSchema, refused: &Refused, doing: &str) -> Error {
+/// What is inserted is gathered into parts of 64 MiB, and what is sorted goes to the disk beyond 256 MiB.
+const SPARING: &[(&str, &str)] = &[("min_insert_block_size_bytes", "67108864"), ("max_bytes_before_external_sort", "268435456")];
+
+/// Rows of a table.
+#[derive(Deserialize)]
+struct Rest {
+    n: u64,
+}
+
+/// `what` cannot be written because of one of its columns.
+fn refused(table: &TableSchema, refused: &Refused, what: &str) -> Error {
     let column = table.copied().nth(refused.column).map_or("", |c| c.destination.as_str());
-    permanent("ValueRefused", format!("{doing}: a value of column {column:?} cannot be written: {}", refused.why))
+    permanent("ValueRefused", format!("{what} cannot be written: column {column:?}: {}", refused.why))
 }
 
 impl ClickHouseApplier {
@@ -266,11 +281,11 @@ impl ClickHouseApplier {
         self.encoders.get(&table.number).ok_or_else(|| self.at.gone())
     }
 
-    /// A value's text at PostgreSQL as ClickHouse writes it.
+    /// A value's text at PostgreSQL as ClickHouse writes it, as a literal. It need not be UTF-8, so it comes in hexadecimal digits.
     async fn as_literal(&self, table: &TableSchema, column: usize, fill: &str, doing: &str) -> Result<String, Error> {
         #[derive(Deserialize)]
         struct Text {
-            text: String,
+            digits: String,
         }
         let mut alone = table.clone();
         alone.columns = table.columns.get(column).cloned().into_iter().collect();
@@ -279,10 +294,13 @@ impl ClickHouseApplier {
             .map_err(|why| permanent("TypeUnsupported", format!("{doing}: {why}")))?;
         let mut data = Vec::new();
         let cell = crate::destination::Cell::Text(fill.to_string().into());
-        encoder.cells(&[cell], &mut data).map_err(|e| refused(&alone, &e, doing))?;
+        encoder.cells(&[cell], &mut data).map_err(|e| refused(&alone, &e, &format!("{doing}: its default")))?;
         let type_ = alone.columns.first().map_or("", |c| c.destination_type.as_str());
         let rows = Rows { structure: format!("c0 {type_}"), data };
-        let found: Vec<Text> = self.at.client()?.rows_with("SELECT toString(c0) AS text FROM rows", rows, doing).await?;
-        found.into_iter().next().map(|row| row.text).ok_or_else(|| Error::Transient(format!("{doing}: the server answered nothing")))
+        let found: Vec<Text> = self.at.client()?.rows_with("SELECT hex(toString(c0)) AS digits FROM rows", rows, doing).await?;
+        let digits = found.into_iter().next().map(|row| row.digits);
+        let digits = digits.ok_or_else(|| permanent("ValueRefused", format!("{doing}: the server makes nothing of its default")))?;
+        let readable = unhex(&digits).and_then(|bytes| String::from_utf8(bytes).ok());
+        Ok(readable.map_or_else(|| format!("unhex({})", literal(&digits)), |text| literal(&text)))
     }
 }

@@ -57,7 +57,7 @@ async fn carry_table(at: &ClickHouse, table: &Table, begun: &str) -> Result<Carr
     let portions = rows.n / PORTION + 1;
     let mut carried = Carried { deleted: 0, missing: 0, note: None };
     for portion in 0..portions {
-        if let Err(error) = at.client()?.run(&plan.insert(portion, portions), &doing).await {
+        if let Err(error) = at.client()?.run_over_rows(&plan.insert(portion, portions), &doing).await {
             return Err(match error {
                 Error::Permanent(failure) if failure.reason == "ValueRefused" => uncastable(at, table, &plan).await?,
                 other => other,
@@ -93,6 +93,8 @@ struct Plan {
     live: String,
     shadow: String,
     columns: Vec<Common>,
+    /// All columns of the live table that are read, quoted. An asterisk would leave out those that are computed.
+    read: Vec<String>,
     /// Columns of the shadow that are not nullable and that the live table lacks.
     wanting: Vec<String>,
     /// The key's old values in their new types, and the key's columns of the shadow.
@@ -148,7 +150,10 @@ async fn plan(at: &ClickHouse, table: &Table, begun: &str) -> Result<Result<Plan
     let (columns, wanting) = shared(&old, &new, &own);
     let begun = format!("toDateTime64({}, 6, 'UTC')", literal(begun));
     let flag = format!("o.{} != 0", ident(&own.flag));
-    let time = match own.synced_at.as_deref().and_then(|name| find(&old, name)) {
+    let synced = own.synced_at.as_deref().and_then(|name| find(&old, name));
+    let mut read: Vec<String> = columns.iter().map(|c| ident(&c.name)).chain([ident(&own.flag)]).collect();
+    read.extend(synced.map(|synced| ident(&synced.name)));
+    let time = match synced {
         Some(synced) => format!("if({flag}, o.{}, {begun})", ident(&synced.name)),
         None => begun,
     };
@@ -157,6 +162,7 @@ async fn plan(at: &ClickHouse, table: &Table, begun: &str) -> Result<Result<Plan
     Ok(Ok(Plan {
         live: qualified(&name.schema, &name.name),
         shadow: qualified(&shadow.schema, &shadow.name),
+        read,
         wanting,
         old_key: key.iter().map(value).collect::<Vec<_>>().join(", "),
         new_key: own::list(&key),
@@ -221,7 +227,8 @@ impl Plan {
     /// The last version of each row of the live table under a condition on its key.
     fn newest(&self, condition: &str) -> String {
         let order: Vec<String> = self.newest_first.split(", ").map(|part| format!("o.{part}")).collect();
-        format!("SELECT * FROM {} AS o WHERE {condition} ORDER BY {} LIMIT 1 BY {}", self.live, order.join(", "), self.old_key)
+        let (read, live, key) = (self.read.join(", "), &self.live, &self.old_key);
+        format!("SELECT {read} FROM {live} AS o WHERE {condition} ORDER BY {} LIMIT 1 BY {key}", order.join(", "))
     }
 
     fn insert(&self, portion: u64, portions: u64) -> String {

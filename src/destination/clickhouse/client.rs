@@ -83,6 +83,11 @@ impl Client {
         self.try_run(sql, &[]).await.map_err(|e| meaning(&e, doing))
     }
 
+    /// The same of a statement that works on rows, which the server's words may quote.
+    pub(super) async fn run_over_rows(&self, sql: &str, doing: &str) -> Result<(), Error> {
+        self.try_run(sql, &[]).await.map_err(|e| meaning(&e.of_rows(), doing))
+    }
+
     /// An INSERT with its rows: written whole or not at all if they belong to one partition.
     pub(super) async fn run_as_one_block(&self, sql: &str, doing: &str) -> Result<(), Error> {
         let settings = [ONE_BLOCK, &[("input_format_parallel_parsing", "0")]].concat();
@@ -138,7 +143,7 @@ impl Client {
         ];
         let settings = [ONE_BLOCK, &load].concat();
         let request = self.request(Some(&sql), &settings)?.header("Content-Encoding", "lz4").body(packed);
-        self.send(request).await.map(drop)
+        self.send(request).await.map(drop).map_err(Refusal::of_rows)
     }
 
     /// Runs a statement that reads `rows`.
@@ -156,7 +161,7 @@ impl Client {
         let about =
             [("rows_structure", rows.structure.as_str()), ("rows_format", "RowBinary"), ("input_format_binary_read_json_as_string", "1")];
         let form = Form::new().part("rows", Part::bytes(rows.data).file_name("rows"));
-        self.send(self.request(Some(sql), &[&about, settings].concat())?.multipart(form)).await
+        self.send(self.request(Some(sql), &[&about, settings].concat())?.multipart(form)).await.map_err(Refusal::of_rows)
     }
 
     fn request(&self, sql: Option<&str>, settings: &[(&str, &str)]) -> Result<reqwest::RequestBuilder, Refusal> {

@@ -30,11 +30,11 @@ impl Ddl<'_> {
         if arguments.is_empty() { name } else { format!("{name}({})", arguments.join(", ")) }
     }
 
-    /// The table's settings of how many blocks are remembered. Keeper forgets them after an hour if nothing else is said, which a load may outlast.
-    pub(super) fn remembering(self, blocks: usize) -> String {
+    /// The table's settings of how many parts are remembered. Keeper forgets them after an hour if nothing else is said, which a load may outlast.
+    pub(super) fn remembering(self, parts: u64) -> String {
         match self.0 {
-            Some(_) => format!("replicated_deduplication_window = {blocks}, replicated_deduplication_window_seconds = 31536000"),
-            None => format!("non_replicated_deduplication_window = {blocks}"),
+            Some(_) => format!("replicated_deduplication_window = {parts}, replicated_deduplication_window_seconds = 31536000"),
+            None => format!("non_replicated_deduplication_window = {parts}"),
         }
     }
 
@@ -55,6 +55,11 @@ impl Ddl<'_> {
     /// What a change follows.
     pub(super) fn alter(self, table: &TableName) -> String {
         format!("ALTER TABLE {}{}", quoted(table), self.on())
+    }
+
+    /// Rows that have expired go in the background.
+    pub(super) fn expire(self, table: &TableName, ttl: &str) -> String {
+        format!("{} MODIFY TTL {ttl} SETTINGS materialize_ttl_after_modify = 1", self.alter(table))
     }
 
     pub(super) fn comment(self, table: &TableName, words: &str) -> String {
@@ -130,6 +135,7 @@ mod tests {
             ddl.create_database("shop"),
             ddl.create(&name("t")),
             ddl.alter(&name("t")),
+            ddl.expire(&name("t"), "at + INTERVAL 1 YEAR"),
             ddl.comment(&name("t"), "it's"),
             ddl.mark(&name("t"), &mark, "Orders."),
             ddl.drop(&name("t")),
@@ -149,6 +155,7 @@ mod tests {
             "CREATE DATABASE IF NOT EXISTS `shop`",
             "CREATE TABLE IF NOT EXISTS `shop`.`t`",
             "ALTER TABLE `shop`.`t`",
+            "ALTER TABLE `shop`.`t` MODIFY TTL at + INTERVAL 1 YEAR SETTINGS materialize_ttl_after_modify = 1",
             "ALTER TABLE `shop`.`t` MODIFY COMMENT 'it\\'s'",
             "ALTER TABLE `shop`.`t` MODIFY COMMENT 'Orders. [mirror-operator u e2 t3 retired]'",
             "DROP TABLE IF EXISTS `shop`.`t` SYNC SETTINGS max_table_size_to_drop = 0, max_partition_size_to_drop = 0",
@@ -170,6 +177,7 @@ mod tests {
             "CREATE DATABASE IF NOT EXISTS `shop` ON CLUSTER `c 1`",
             "CREATE TABLE IF NOT EXISTS `shop`.`t` ON CLUSTER `c 1`",
             "ALTER TABLE `shop`.`t` ON CLUSTER `c 1`",
+            "ALTER TABLE `shop`.`t` ON CLUSTER `c 1` MODIFY TTL at + INTERVAL 1 YEAR SETTINGS materialize_ttl_after_modify = 1",
             "ALTER TABLE `shop`.`t` ON CLUSTER `c 1` MODIFY COMMENT 'it\\'s'",
             "ALTER TABLE `shop`.`t` ON CLUSTER `c 1` MODIFY COMMENT 'Orders. [mirror-operator u e2 t3 retired]'",
             "DROP TABLE IF EXISTS `shop`.`t` ON CLUSTER `c 1` SYNC SETTINGS max_table_size_to_drop = 0, max_partition_size_to_drop = 0",

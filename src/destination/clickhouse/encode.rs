@@ -64,6 +64,8 @@ struct ColumnEncoder {
     binary: Option<Binary>,
     /// Whether the text form is that of bytea, or of an array of it.
     hex: bool,
+    /// Of the key: values that differ must not become one.
+    key: bool,
     rules: Rules,
 }
 
@@ -106,15 +108,16 @@ fn binary(source: &str, to: &Type) -> Option<Binary> {
 impl RowEncoder {
     /// For rows of a table's copied columns. The error names a column whose type rows cannot be written in.
     pub fn new(table: &TableSchema, rules: Rules) -> Result<Self, String> {
-        let columns = table.copied().map(|column| {
+        let key = table.copied_key();
+        let columns = table.copied().enumerate().map(|(place, column)| {
             let type_ = Type::parse(&column.destination_type).ok_or_else(|| {
                 format!("column {:?} has type {}, in which rows cannot be written", column.destination, column.destination_type)
             })?;
             let binary = if column.as_text { None } else { binary(&column.source_type, &type_) };
             let hex = column.source_type.trim_end_matches("[]") == "bytea";
-            Ok(ColumnEncoder { type_, binary, hex, rules })
+            Ok(ColumnEncoder { type_, binary, hex, key: key.contains(&place), rules })
         });
-        Ok(Self { columns: columns.collect::<Result<_, String>>()?, key: table.copied_key() })
+        Ok(Self { columns: columns.collect::<Result<_, String>>()?, key })
     }
 
     /// Writes the texts of a row. What was not sent is written as the type's default.
@@ -137,6 +140,15 @@ impl RowEncoder {
             }
         };
         written.map_err(|why| Refused { column: place, why })
+    }
+
+    /// The key of a row's texts for people.
+    pub fn key_of(&self, row: &[Cell]) -> String {
+        let text = |place: usize| match row.get(place) {
+            Some(Cell::Text(text)) => Some(text.as_ref()),
+            _ => None,
+        };
+        self.name_key(text, false)
     }
 
     /// The key of a row for people: whole numbers and UUIDs as they are, nothing else.
@@ -249,7 +261,7 @@ impl ColumnEncoder {
 
     fn put_scalar_text(&self, text: &[u8], to: &Type, out: &mut Vec<u8>) -> Result<(), &'static str> {
         match to {
-            Type::String if self.hex => put_string(&unhex(text).ok_or(MALFORMED)?, out),
+            Type::String if self.hex => put_string(&bytea(text).ok_or(MALFORMED)?, out),
             Type::String | Type::Json => put_string(text, out),
             Type::Bool => out.push(match text {
                 b"t" | b"true" | b"1" => 1,
@@ -282,7 +294,19 @@ impl ColumnEncoder {
     }
 
     fn put_moment(&self, moment: time::Moment, to: &Type, out: &mut Vec<u8>) -> Result<(), &'static str> {
+        if self.key && !time::holds(moment, to) {
+            return Err(time::NOT_IN_KEY);
+        }
         if time::put(moment, to, self.rules.out_of_range, out)? { Ok(()) } else { Err(MALFORMED) }
+    }
+}
+
+/// Whether values that differ at the source may become one in a type of floating point.
+pub fn merges(source: &str, to: &Type) -> bool {
+    match to.bare() {
+        Type::Float32 => source != "real",
+        Type::Float64 => !matches!(source, "real" | "double precision"),
+        _ => false,
     }
 }
 
@@ -310,19 +334,21 @@ fn put_plain(text: &str, to: &Type, out: &mut Vec<u8>) -> Result<(), &'static st
         Type::Float64 => out.extend_from_slice(&text.parse::<f64>().map_err(|_| MALFORMED)?.to_le_bytes()),
         Type::Uuid => {
             let digits: String = text.chars().filter(|c| *c != '-').collect();
-            let bytes = unhex(format!("\\x{digits}").as_bytes()).filter(|b| b.len() == 16).ok_or(MALFORMED)?;
+            let bytes = unhex(&digits).filter(|b| b.len() == 16).ok_or(MALFORMED)?;
             put_uuid(&bytes, out);
         }
         Type::Ipv4 => {
-            let address: std::net::Ipv4Addr = text.trim_end_matches("/32").parse().map_err(|_| "it is not an IPv4 address of one host")?;
+            let host = text.strip_suffix("/32").unwrap_or(text);
+            let address: std::net::Ipv4Addr = host.parse().map_err(|_| "it is not an IPv4 address of one host")?;
             out.extend(address.octets().iter().rev());
         }
         Type::Ipv6 => {
-            let text = text.trim_end_matches("/32").trim_end_matches("/128");
-            let address: std::net::IpAddr = text.parse().map_err(|_| "it is not an address of one host")?;
-            let address = match address {
-                std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-                std::net::IpAddr::V6(v6) => v6,
+            const NETWORK: &str = "it is not an address of one host";
+            let (host, mask) = text.split_once('/').unwrap_or((text, ""));
+            let address = match (host.parse().map_err(|_| NETWORK)?, mask) {
+                (std::net::IpAddr::V4(v4), "" | "32") => v4.to_ipv6_mapped(),
+                (std::net::IpAddr::V6(v6), "" | "128") => v6,
+                _ => return Err(NETWORK),
             };
             out.extend_from_slice(&address.octets());
         }
@@ -398,8 +424,13 @@ fn put_empty(to: &Type, out: &mut Vec<u8>) {
 }
 
 /// The text form of bytea: `\x` and two digits for each byte.
-fn unhex(text: &[u8]) -> Option<Vec<u8>> {
-    let digits = text.strip_prefix(b"\\x").filter(|d| d.len() % 2 == 0)?;
+fn bytea(text: &[u8]) -> Option<Vec<u8>> {
+    unhex(std::str::from_utf8(text.strip_prefix(b"\\x")?).ok()?)
+}
+
+/// The bytes of two hexadecimal digits each.
+pub(super) fn unhex(digits: &str) -> Option<Vec<u8>> {
+    let digits = Some(digits.as_bytes()).filter(|d| d.len() % 2 == 0)?;
     let digit = |b: u8| (b as char).to_digit(16).map(|d| d as u8);
     digits.chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
 }

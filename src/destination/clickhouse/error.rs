@@ -17,6 +17,45 @@ pub(super) const UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE: u32 = 286;
 /// The fence of a statement has thrown.
 pub(super) const FENCED: u32 = 395;
 
+/// Errors whose words are of connections, resources, rights, and of what things are called, and so hold nothing of a row.
+const TELLING: &[u32] = &[
+    0,
+    10,
+    15,
+    16,
+    42,
+    46,
+    47,
+    48,
+    50,
+    UNKNOWN_TABLE,
+    UNKNOWN_DATABASE,
+    115,
+    159,
+    164,
+    179,
+    192,
+    193,
+    194,
+    202,
+    209,
+    210,
+    225,
+    241,
+    242,
+    243,
+    252,
+    285,
+    UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE,
+    289,
+    319,
+    344,
+    394,
+    497,
+    516,
+    999,
+];
+
 impl Refusal {
     pub(super) fn unsent(words: String) -> Self {
         Self { code: 0, words }
@@ -27,8 +66,18 @@ impl Refusal {
         matches!(self.code, 192..=194 | 516)
     }
 
+    /// The same of a statement that works on rows: what may quote one is left out of its words.
+    pub(super) fn of_rows(self) -> Self {
+        if TELLING.contains(&self.code) {
+            return self;
+        }
+        let name = self.sentence().rsplit_once('(').and_then(|(_, name)| name.strip_suffix(')'));
+        let name = name.filter(|name| name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')).unwrap_or("unknown");
+        Self { words: format!("the destination answers with error {} ({name})", self.code), ..self }
+    }
+
     /// The server's sentence without its own trailer.
-    fn sentence(&self) -> &str {
+    pub(super) fn sentence(&self) -> &str {
         let words = self.words.trim();
         let words = words.split_once("DB::Exception: ").map_or(words, |(_, rest)| rest);
         let words = words.split_once(" (version ").map_or(words, |(before, _)| before);
@@ -60,8 +109,8 @@ pub(super) fn meaning(refusal: &Refusal, doing: &str) -> Error {
             format!("{doing}: {said}. Grant this right to the user that the destination's Peer names, then start a new resync"),
         ),
         UNKNOWN_DATABASE => permanent("DatabaseMissing", format!("{doing}: {said}. Create it at the destination")),
-        // Conversions, whose words quote values: CANNOT_PARSE_*, TYPE_MISMATCH, CANNOT_CONVERT_TYPE, ARGUMENT_OUT_OF_BOUND, VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE, INCORRECT_DATA, CANNOT_PARSE_UUID …
-        6 | 26 | 27 | 38 | 41 | 53 | 69 | 70 | 72 | 117 | 131 | 321 | 349 | 376 | 407 | 441 | 675 | 676 => permanent(
+        // Conversions, whose words quote values: CANNOT_PARSE_*, TYPE_MISMATCH, CANNOT_CONVERT_TYPE, ARGUMENT_OUT_OF_BOUND, VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE, INCORRECT_DATA, CANNOT_PARSE_UUID, UNKNOWN_ELEMENT_OF_ENUM …
+        6 | 26 | 27 | 38 | 41 | 53 | 69 | 70 | 72 | 117 | 131 | 321 | 349 | 376 | 407 | 441 | 675 | 676 | 691 => permanent(
             "ValueRefused",
             format!("{doing}: the destination refuses a value (code {code}). Give the column a type that holds it"),
         ),
@@ -72,8 +121,8 @@ pub(super) fn meaning(refusal: &Refusal, doing: &str) -> Error {
         ),
         // HAVE_DEPENDENT_OBJECTS
         630 => permanent("DependentObject", format!("{doing}: {said}. Drop what depends on it, then try again")),
-        // Of the statement itself: unknown columns, functions, types, settings and engines, bad arguments, syntax, what is not supported.
-        10 | 15 | 16 | 36 | 42 | 43 | 44 | 46 | 47 | 48 | 50 | 56 | 57 | 62 | 115 | 179 | 182 | 344 => {
+        // Of the statement itself: unknown columns, functions, types, settings, engines, policies and codecs, bad arguments, TTLs, syntax, what is not supported.
+        10 | 15 | 16 | 36 | 42 | 43 | 44 | 46 | 47 | 48 | 50 | 56 | 57 | 62 | 115 | 179 | 182 | 344 | 431..=433 | 450 | 478 => {
             permanent("Refused", format!("{doing}: {said}"))
         }
         // TOO_MANY_PARTS: merges need time.
@@ -107,6 +156,16 @@ mod tests {
         for code in [27, 321, 469] {
             assert!(!of(code, "Cannot parse 'secret'").to_string().contains("secret"), "{code}");
         }
+    }
+
+    #[test]
+    fn of_rows_only_what_quotes_none_is_told() {
+        let told = |code: u32, words: &str| meaning(&Refusal { code, words: words.into() }.of_rows(), "loading d.t").to_string();
+        let words = "Code: 36. DB::Exception: Bad value 'secret (1)': while pushing to view d.v. (BAD_ARGUMENTS) (version 26.7.2.1)";
+        assert_eq!(told(36, words), "loading d.t: the destination answers with error 36 (BAD_ARGUMENTS)");
+        assert_eq!(told(9999, "secret (no name)"), "loading d.t: the destination answers with error 9999 (unknown)");
+        assert!(told(241, "Query memory limit exceeded: maximum: 1.00 GiB").contains("1.00 GiB"));
+        assert_eq!(told(0, "connection refused"), "loading d.t: connection refused");
     }
 
     #[test]

@@ -115,7 +115,8 @@ pub(super) struct Attribute {
     pub(super) default_kind: String,
     pub(super) default_expression: String,
     pub(super) comment: String,
-    compression_codec: String,
+    /// `CODEC(…)` if people gave it one.
+    pub(super) compression_codec: String,
 }
 
 /// The columns of a table, in order.
@@ -126,12 +127,6 @@ pub(super) async fn attributes(at: &ClickHouse, table: &TableName) -> Result<Vec
         literal(&table.name)
     );
     at.client()?.rows(&sql, "reading columns").await
-}
-
-/// Columns of the live table with the codecs that people gave them.
-pub(super) async fn codecs(at: &ClickHouse, table: &TableName) -> Result<Vec<(String, String)>, Error> {
-    let columns = attributes(at, table).await?;
-    Ok(columns.into_iter().filter(|c| !c.compression_codec.is_empty()).map(|c| (c.name, c.compression_codec)).collect())
 }
 
 /// Drops a table of ours, however large it is, and waits until it is gone.

@@ -54,25 +54,39 @@ pub(super) fn shadow(table: &TableName, epoch: u32, generation: u32) -> String {
     name::suffixed(&table.name, &format!("_resync_e{epoch}g{generation}"))
 }
 
+/// The generation of an empty table that is made to see whether the server takes it, and dropped again.
+pub(super) const TRIAL: u32 = 0;
+
+/// What it is called.
+pub(super) fn trial(table: &TableName, attempt: u64) -> String {
+    name::suffixed(&table.name, &format!("_trial_{attempt:016x}"))
+}
+
 /// What an attempt to swap calls the shadow, and after it the old table: `<table>_swap_e2_…`. No two attempts have the same name.
 pub(super) fn swap(table: &TableName, epoch: u32, attempt: u64) -> String {
     name::suffixed(&table.name, &format!("_swap_e{epoch}_{attempt:016x}"))
 }
 
-/// Whether a name is that of an attempt to swap this table, in whatever epoch.
-pub(super) fn is_swap(table: &TableName, name: &str) -> bool {
+/// The epoch of an attempt to swap this table, if that is what the name is.
+pub(super) fn swap_of(table: &TableName, name: &str) -> Option<u32> {
     let parse = || {
         let (_, rest) = name.rsplit_once("_swap_e")?;
         let (epoch, attempt) = rest.split_once('_')?;
         Some((epoch.parse().ok()?, u64::from_str_radix(attempt, 16).ok()?))
     };
-    parse().is_some_and(|(epoch, attempt)| swap(table, epoch, attempt) == name)
+    parse().filter(|(epoch, attempt)| swap(table, *epoch, *attempt) == name).map(|(epoch, _)| epoch)
 }
 
 /// Whether a name is that of an attempt of this epoch to swap whatever table.
 pub(super) fn is_any_swap(name: &str, epoch: u32) -> bool {
     let attempt = name.rsplit_once(&format!("_swap_e{epoch}_")).map(|(_, attempt)| attempt);
     attempt.is_some_and(|attempt| attempt.len() == 16 && attempt.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// The name of another attempt of this epoch to swap the same table, if this is one.
+pub(super) fn another_attempt(name: &str, epoch: u32, attempt: u64) -> Option<String> {
+    let start = name.len().checked_sub(16).filter(|_| is_any_swap(name, epoch))?;
+    Some(format!("{}{attempt:016x}", name.get(..start)?))
 }
 
 #[cfg(test)]
@@ -93,8 +107,10 @@ mod tests {
             prop_assume!(name.len() <= name::MAX_NAME && name != other);
             let table = |name: &str| TableName { schema: "d".into(), name: name.into() };
             let swap = swap(&table(&name), epoch, attempt);
-            prop_assert!(is_swap(&table(&name), &swap));
-            prop_assert!(!is_swap(&table(&other), &swap));
+            prop_assert_eq!(swap_of(&table(&name), &swap), Some(epoch));
+            prop_assert_eq!(swap_of(&table(&other), &swap), None);
+            prop_assert_eq!(another_attempt(&swap, epoch, 7), Some(super::swap(&table(&name), epoch, 7)));
+            prop_assert_eq!(another_attempt(&shadow(&table(&name), epoch, 1), epoch, 7), None);
         }
     }
 

@@ -15,6 +15,7 @@ mod live;
 mod load;
 mod mark;
 mod own;
+mod policy;
 mod preflight;
 pub mod quote;
 mod retire;
@@ -22,6 +23,7 @@ mod seal;
 mod shadow;
 mod swap;
 pub mod types;
+mod undo;
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},

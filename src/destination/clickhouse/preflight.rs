@@ -8,10 +8,13 @@ use super::{
     ClickHouse,
     client::{Client, Peer},
     cluster,
+    encode::merges,
     error::failure,
     live, mark,
     own::{Own, sorting_key},
+    policy,
     quote::ident,
+    shadow,
     types::Type,
 };
 use crate::{
@@ -28,7 +31,7 @@ const OLDEST: (u32, u32) = (24, 12);
 const COALESCING: (u32, u32) = (25, 6);
 
 /// Databases whose tables can be exchanged, and one whose tables can at least be renamed.
-const SERVING: [&str; 5] = ["Atomic", "Replicated", "Shared", "Overlay", "Ordinary"];
+const SERVING: [&str; 3] = ["Atomic", "Overlay", "Ordinary"];
 
 /// See [`Destination::preflight`](crate::destination::Destination::preflight).
 pub(super) async fn preflight(at: &ClickHouse, tables: &[TableSchema]) -> Result<Vec<Failure>, Error> {
@@ -49,6 +52,12 @@ pub(super) async fn preflight(at: &ClickHouse, tables: &[TableSchema]) -> Result
         order(at, table, &mut found);
     }
     names(tables, &mut found);
+    found.extend(policy::check(at, tables).await?);
+    if found.is_empty() {
+        for table in tables {
+            found.extend(shadow::trial(at, table).await?);
+        }
+    }
     for table in tables {
         taken(at, table, &mut found).await?;
         if let Some(live) = live::find(at, &table.destination).await?
@@ -113,14 +122,25 @@ pub(super) async fn server(client: &Client, to: &Peer) -> Result<(Server, Vec<Fa
     Ok((server, found))
 }
 
-/// Tables of some databases cannot be swapped. Only Atomic ones tell replicas by which path they meet.
+/// Tables of some databases cannot be swapped. Only Atomic ones tell replicas by which path they meet. Others spread tables over several servers by themselves, but
+/// not what the fence and the ledger need: rows, and the queries that run.
 fn unserving(to: &Peer, database: &str, engine: &str) -> Option<Failure> {
     let serves = if to.cluster.is_some() { engine == "Atomic" } else { SERVING.contains(&engine) };
     (!serves).then(|| {
-        let what = if to.cluster.is_some() { "in which tables cannot be made ON CLUSTER" } else { "whose tables cannot be swapped" };
+        let what = match engine {
+            "Replicated" | "Shared" => "whose tables are on several servers, while the mirror would know of one only",
+            _ if to.cluster.is_some() => "in which tables cannot be made ON CLUSTER",
+            _ => "whose tables cannot be swapped",
+        };
+        let cure = match engine {
+            "Replicated" | "Shared" if to.cluster.is_none() => ", and name the Peer's `cluster` if several servers are to have the tables",
+            _ => "",
+        };
         failure(
             "DatabaseEngine",
-            format!("database {database:?} at the destination has the engine {engine}, {what}. Write to a database of the engine Atomic"),
+            format!(
+                "database {database:?} at the destination has the engine {engine}, {what}. Write to a database of the engine Atomic{cure}"
+            ),
         )
     })
 }
@@ -193,6 +213,15 @@ fn columns(at: &ClickHouse, table: &TableSchema, found: &mut Vec<Failure>) {
             found.push(failure("TypeUnsupported", message));
         }
     }
+    for column in table.key().iter().filter_map(|place| table.columns.get(*place)) {
+        if Type::parse(&column.destination_type).is_some_and(|to| merges(&column.source_type, &to)) {
+            let message = format!(
+                "key column {:?} of {} has type {}, in which keys that differ at the source may become one: give it another `type` in the Mirror",
+                column.destination, table.destination, column.destination_type
+            );
+            found.push(failure("TypeUnsupported", message));
+        }
+    }
 }
 
 /// The sorting key, and whether the engine can keep the table at all.
@@ -254,4 +283,39 @@ async fn taken(at: &ClickHouse, table: &TableSchema, found: &mut Vec<Failure>) -
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{api::peer::TlsMode, postgres::Connection};
+
+    fn to(cluster: Option<&str>) -> Peer {
+        let at = Connection {
+            peer: "warehouse".into(),
+            host: "h".into(),
+            port: 1,
+            database: "shop".into(),
+            user: "mirror".into(),
+            password: None,
+            tls: TlsMode::Disable,
+            ca: None,
+            client_certificate: None,
+            connect_timeout_millis: 1,
+        };
+        Peer { at, settings: BTreeMap::new(), cluster: cluster.map(str::to_string) }
+    }
+
+    #[test]
+    fn databases_that_spread_tables_by_themselves_are_refused() {
+        let refused = |engine: &str, cluster| unserving(&to(cluster), "shop", engine).map(|failure| failure.message);
+        for engine in ["Replicated", "Shared"] {
+            let alone = refused(engine, None).unwrap();
+            assert!(alone.contains("several servers") && alone.contains("engine Atomic, and name the Peer's `cluster`"), "{alone}");
+            assert!(refused(engine, Some("c")).unwrap().ends_with("a database of the engine Atomic"));
+        }
+        assert_eq!((refused("Atomic", None), refused("Ordinary", None), refused("Atomic", Some("c"))), (None, None, None));
+        assert!(refused("Ordinary", Some("c")).unwrap().contains("ON CLUSTER"));
+        assert!(refused("Memory", None).unwrap().contains("cannot be swapped"));
+    }
 }

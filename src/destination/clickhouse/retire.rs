@@ -10,7 +10,7 @@ use super::{
     ledger::{self, Begun, FACT, Fact, GivenUp, MIRROR, Table},
     live,
     quote::literal,
-    swap,
+    undo,
 };
 use crate::{destination::Error, name, table::TableName};
 
@@ -51,7 +51,7 @@ async fn forget_epochs(at: &ClickHouse, which: impl Fn(u32) -> bool) -> Result<(
 
 /// See [`Destination::abandon`](crate::destination::Destination::abandon).
 ///
-/// The fence is closed first, behind this epoch too: a pod of it that nobody could stop finds it so. The next epoch has the number that closes it.
+/// A swap that is half done is finished, and there is nothing to abandon. Otherwise the fence is closed first, behind this epoch too: a pod of it that nobody could stop finds it so. The next epoch has the number that closes it.
 /// What is left of this one tells a repeated call that it is not done.
 pub(super) async fn abandon(at: &ClickHouse) -> Result<(), Error> {
     if !at.has_ledger().await? || ledger::swap_report(at).await?.is_some() {
@@ -64,13 +64,20 @@ pub(super) async fn abandon(at: &ClickHouse) -> Result<(), Error> {
     match at.newest().await? {
         Some(newest) if newest > next || newest == next && at.has_begun(next).await? => return Err(Error::Superseded(newest)),
         Some(newest) if newest == next => {}
-        _ => ledger::raise(at, next, "true").await?,
+        _ => {
+            match undo::forward(at).await {
+                // It cannot be finished.
+                Ok(()) | Err(Error::Permanent(_)) => {}
+                Err(other) => return Err(other),
+            }
+            if ledger::swap_report(at).await?.is_some() {
+                return Ok(());
+            }
+            ledger::raise(at, next, "true").await?;
+        }
     }
     ledger::end_queries_before(at, next).await?;
-    for found in live::marked(at).await?.iter().filter(|found| found.is_shadow() && found.mark.epoch == at.brief.epoch) {
-        live::drop_table(at, &found.name).await?;
-    }
-    swap::put_back(at).await?;
+    undo::back(at).await?;
     forget_epochs(at, |epoch| epoch == at.brief.epoch).await
 }
 

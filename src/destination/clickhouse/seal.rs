@@ -86,10 +86,10 @@ async fn dress(at: &ClickHouse, table: &Table, shadow: &TableName) -> Result<Vec
     let Some(live) = live::find(at, name).await?.filter(|live| live.mark.as_ref().is_none_or(|m| m.mirror == at.brief.mirror_uid)) else {
         return Ok(vec![]);
     };
-    let mut notes = Vec::new();
+    let mut notes = lost(at, &table.schema, shadow).await?;
     for gift in gifts(at, name, shadow).await? {
         for statement in gift.statements {
-            match at.client()?.run(&statement, &gift.what).await {
+            match at.client()?.run_over_rows(&statement, &gift.what).await {
                 Ok(()) => {}
                 Err(Error::Permanent(failure)) => {
                     notes.push(format!("{} was not kept: {}", gift.what, failure.message));
@@ -102,6 +102,25 @@ async fn dress(at: &ClickHouse, table: &Table, shadow: &TableName) -> Result<Vec
     let mark =
         Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.schema.number, generation: Some(table.generation) };
     at.client()?.run(&at.ddl().mark(shadow, &mark, &live.words), "writing a comment").await?;
+    Ok(notes)
+}
+
+/// What the live table's columns had that no statement brings back.
+async fn lost(at: &ClickHouse, table: &TableSchema, shadow: &TableName) -> Result<Vec<String>, Error> {
+    let there = attributes(at, shadow).await?;
+    let mut notes = Vec::new();
+    for column in attributes(at, &table.destination).await? {
+        let kept = there.iter().find(|c| c.name == column.name);
+        if kept.is_none() && matches!(column.default_kind.as_str(), "" | "DEFAULT") {
+            notes.push(format!(
+                "column {:?} was not kept: the Mirror has none of that name, and its values are not computed from others",
+                column.name
+            ));
+        }
+        if kept.is_some_and(|kept| kept.compression_codec.is_empty()) && !column.compression_codec.is_empty() {
+            notes.push(format!("the codec of column {:?} was not kept: its type cannot have it now", column.name));
+        }
+    }
     Ok(notes)
 }
 

@@ -5,21 +5,24 @@ use std::collections::BTreeSet;
 use super::{
     ClickHouse,
     ddl::Ddl,
-    error::permanent,
+    error::{failure, meaning, permanent},
     ledger::{Begun, Done, Entry, Fact, Planned, Snapshot, Table, shadow_of},
     live::{self, Found},
     mark::{self, Mark},
     own::{Own, VERSION, list, sorting_key},
     quote::{ident, literal},
+    undo,
 };
 use crate::{
     api::clickhouse::{ClickHouseTable, Engine},
     destination::{Boundary, Error, Plan, foreign_shadow},
+    report::Failure,
     table::{TableName, TableSchema},
 };
 
-/// Blocks of one chunk whose tokens are remembered, for every chunk of a table: enough for each of them to be tried again at the end of the load.
-const BLOCKS_PER_CHUNK: usize = 16;
+/// Parts whose tokens a table remembers: more than any load writes. A block leaves one in each partition that it falls into, and may come again as long as the
+/// load lasts. Only those that there are take room.
+const REMEMBERED: u64 = 1_000_000_000;
 
 /// See [`Destination::create_shadows`](crate::destination::Destination::create_shadows).
 pub(super) async fn create(at: &ClickHouse, boundary: Boundary, tables: &[TableSchema], plan: &Plan) -> Result<(), Error> {
@@ -31,14 +34,13 @@ pub(super) async fn create(at: &ClickHouse, boundary: Boundary, tables: &[TableS
     }
     // What earlier epochs and an earlier try of this one have left; from here on their late writers find no tables.
     for found in live::marked(at).await?.iter().filter(|f| f.is_shadow() && f.mark.epoch <= at.brief.epoch) {
-        live::drop_table(at, &found.name).await?;
+        undo::drop_shadow(at, found).await?;
     }
     create_databases(at, tables).await?;
     let mut entries = Vec::with_capacity(tables.len() + plan.chunks.len() + 1);
     for table in tables {
-        let chunks = plan.chunks.iter().filter(|c| c.table == table.number).count();
         let fact = Table { schema: table.clone(), generation: boundary.generation, gate: boundary.lsn };
-        create_one(at, &fact, chunks).await?;
+        create_one(at, &fact).await?;
         entries.push(at.entry(table.number, boundary.generation.into(), &fact)?);
     }
     for c in &plan.chunks {
@@ -71,11 +73,10 @@ pub(super) async fn renew(at: &ClickHouse, boundary: Boundary) -> Result<(), Err
     };
     if current < u64::from(boundary.generation) {
         let incomplete: BTreeSet<u32> = facts.pending()?.iter().map(|chunk| chunk.table).collect();
-        let planned = facts.all::<Planned>()?;
         let mut entries = Vec::new();
         for (number, _, table) in facts.all::<Table>()?.into_iter().filter(|(number, ..)| incomplete.contains(number)) {
             let fact = Table { generation: boundary.generation, gate: boundary.lsn, ..table };
-            create_one(at, &fact, planned.iter().filter(|(_, _, c)| c.table == number).count()).await?;
+            create_one(at, &fact).await?;
             entries.push(at.entry(number, boundary.generation.into(), &fact)?);
         }
         entries.push(snapshot(at, boundary, &Snapshot { lsn: boundary.lsn, ..of_epoch })?);
@@ -108,7 +109,7 @@ async fn create_databases(at: &ClickHouse, tables: &[TableSchema]) -> Result<(),
 }
 
 /// Creates a shadow, empty. Whatever bears its name and not this mirror's mark is somebody's own.
-async fn create_one(at: &ClickHouse, fact: &Table, chunks: usize) -> Result<(), Error> {
+async fn create_one(at: &ClickHouse, fact: &Table) -> Result<(), Error> {
     let table = &fact.schema;
     let name = TableName { schema: table.destination.schema.clone(), name: shadow_of(at, fact) };
     if let Some(found) = live::find(at, &name).await?
@@ -116,29 +117,75 @@ async fn create_one(at: &ClickHouse, fact: &Table, chunks: usize) -> Result<(), 
     {
         return Err(permanent("ForeignShadow", foreign_shadow(&name)));
     }
-    let codecs = live::codecs(at, &table.destination).await?;
-    let loading = while_loading(&at.options(table), &known_settings(at).await?);
+    let options = at.options(table);
     let mark = Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.number, generation: Some(fact.generation) };
-    let sql = statement(at.ddl(), &name, table, &at.options(table), &Own::of(&at.brief), &codecs, chunks, &loading, &mark);
-    at.client()?.run(&sql, &format!("creating {name}")).await
+    let loading = while_loading(&options, &known_settings(at).await?);
+    let sql = statement(at.ddl(), &name, table, &options, &Own::of(&at.brief), &loading, &mark);
+    at.client()?.run(&sql, &format!("creating {name}")).await?;
+    if options.engine == Engine::Null { Ok(()) } else { compress(at, table, &name).await }
 }
 
-/// The statement that creates a shadow.
-#[expect(clippy::too_many_arguments, reason = "it is one statement")]
+/// Gives columns the codecs that people gave to those of the live table. One that the type cannot have any more is left out, which the table's note says.
+async fn compress(at: &ClickHouse, table: &TableSchema, shadow: &TableName) -> Result<(), Error> {
+    let there = live::attributes(at, shadow).await?;
+    for column in live::attributes(at, &table.destination).await? {
+        if column.compression_codec.is_empty() || !there.iter().any(|c| c.name == column.name) {
+            continue;
+        }
+        let sql = format!("{} MODIFY COLUMN {} {}", at.ddl().alter(shadow), ident(&column.name), column.compression_codec);
+        match at.client()?.run(&sql, &format!("compressing {shadow}")).await {
+            Ok(()) | Err(Error::Permanent(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Makes an empty table as the shadow will be, under a name that nobody else has, and drops it. Returns what the server has against it.
+///
+/// A trial of a pod that was killed is dropped when shadows are made.
+pub(super) async fn trial(at: &ClickHouse, table: &TableSchema) -> Result<Option<Failure>, Error> {
+    let schema = &table.destination.schema;
+    let schema = if live::database_exists(at, schema).await? { schema.clone() } else { at.to.at.database.clone() };
+    let name = TableName { schema, name: mark::trial(&table.destination, super::random()) };
+    let mark = Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.number, generation: Some(mark::TRIAL) };
+    let options = at.options(table);
+    let loading = while_loading(&options, &known_settings(at).await?);
+    let mut statements = vec![statement(at.ddl(), &name, table, &options, &Own::of(&at.brief), &loading, &mark)];
+    statements.extend(options.ttl.filter(|_| options.engine != Engine::Null).map(|ttl| at.ddl().expire(&name, &ttl)));
+    let mut outcome = Ok(());
+    for sql in statements {
+        if outcome.is_ok() {
+            outcome = at.client()?.try_run(&sql, &[]).await;
+        }
+    }
+    live::drop_table(at, &name).await?;
+    let Err(refusal) = outcome else { return Ok(None) };
+    match meaning(&refusal, &format!("trying whether {} can be made", table.destination)) {
+        Error::Permanent(failure) if failure.reason == "PermissionDenied" => Ok(Some(failure)),
+        Error::Permanent(_) => Ok(Some(failure(
+            "TableRefused",
+            format!(
+                "{} cannot be made as the Mirror wants it: {}. Correct tables[].clickhouse or the columns' types",
+                table.destination,
+                refusal.sentence()
+            ),
+        ))),
+        other => Err(other),
+    }
+}
+
+/// The statement that creates a shadow. Codecs come after it, as the types may not have them. Its TTL comes with the swap: rows that expire while they are loaded would be missing when they are counted and carried.
 fn statement(
     ddl: Ddl<'_>,
     name: &TableName,
     table: &TableSchema,
     options: &ClickHouseTable,
     own: &Own,
-    codecs: &[(String, String)],
-    chunks: usize,
     loading: &[Setting],
     mark: &Mark,
 ) -> String {
-    let codec = |column: &str| codecs.iter().find(|(name, _)| name == column).map(|(_, codec)| format!(" {codec}")).unwrap_or_default();
-    let mut columns: Vec<String> =
-        table.copied().map(|c| format!("{} {}{}", ident(&c.destination), c.destination_type, codec(&c.destination))).collect();
+    let mut columns: Vec<String> = table.copied().map(|c| format!("{} {}", ident(&c.destination), c.destination_type)).collect();
     columns.extend(own.definitions());
     let mut sql = format!("{} ({}) ENGINE = ", ddl.create(name), columns.join(", "));
     match options.engine {
@@ -155,12 +202,8 @@ fn statement(
             sql.push_str(&format!(" PRIMARY KEY ({})", list(&options.primary_key)));
         }
         sql.push_str(&format!(" ORDER BY ({})", list(sorting_key(table, options))));
-        if let Some(expression) = &options.ttl {
-            sql.push_str(&format!(" TTL {expression}"));
-        }
-        let window = (chunks * BLOCKS_PER_CHUNK).max(1000);
         let mut settings = vec![
-            ddl.remembering(window),
+            ddl.remembering(REMEMBERED),
             // The source forgets what is confirmed to it: that must survive a power failure.
             "fsync_after_insert = 1".into(),
             "fsync_part_directory = 1".into(),
@@ -220,6 +263,9 @@ impl Found {
     /// Whether it still bears a name of the time before its swap.
     pub(super) fn is_shadow(&self) -> bool {
         let Some(generation) = self.mark.generation else { return false };
+        if generation == mark::TRIAL {
+            return true;
+        }
         let epoch = self.mark.epoch;
         self.name.name.ends_with(&format!("_resync_e{epoch}g{generation}")) || mark::is_any_swap(&self.name.name, epoch)
     }
@@ -255,17 +301,17 @@ mod tests {
         let name = TableName { schema: "shop".into(), name: "orders_resync_e2g1".into() };
         let own = Own { flag: "_peerdb_is_deleted".into(), synced_at: synced_at.map(str::to_string) };
         let mark = Mark { mirror: "u".into(), epoch: 2, table: 3, generation: Some(1) };
-        statement(ddl, &name, &table(), options, &own, &[("customer".into(), "CODEC(ZSTD(3))".into())], 2, &[], &mark)
+        statement(ddl, &name, &table(), options, &own, &[], &mark)
     }
 
     #[test]
     fn the_default_keeps_the_last_version_by_the_sources_key() {
         assert_eq!(
             sql(&ClickHouseTable::default(), Some("at")),
-            "CREATE TABLE IF NOT EXISTS `shop`.`orders_resync_e2g1` (`id` Int64, `customer` Int64 CODEC(ZSTD(3)), `it's \\`odd\\`` Nullable(String), \
+            "CREATE TABLE IF NOT EXISTS `shop`.`orders_resync_e2g1` (`id` Int64, `customer` Int64, `it's \\`odd\\`` Nullable(String), \
              `_peerdb_is_deleted` UInt8 DEFAULT 0, `at` DateTime64(6, 'UTC') DEFAULT now64(6), `_peerdb_version` UInt128 DEFAULT 0) \
              ENGINE = ReplacingMergeTree(`_peerdb_version`, `_peerdb_is_deleted`) ORDER BY (`id`) \
-             SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1 \
+             SETTINGS non_replicated_deduplication_window = 1000000000, fsync_after_insert = 1, fsync_part_directory = 1 \
              COMMENT '[mirror-operator u e2 t3 g1]'"
         );
     }
@@ -280,7 +326,7 @@ mod tests {
         };
         let replica = "'/clickhouse/tables/{uuid}/{shard}', '{replica}'";
         let settings =
-            "ORDER BY (`id`) SETTINGS replicated_deduplication_window = 1000, replicated_deduplication_window_seconds = 31536000";
+            "ORDER BY (`id`) SETTINGS replicated_deduplication_window = 1000000000, replicated_deduplication_window_seconds = 31536000";
         assert_eq!(
             engine(Engine::ReplacingMergeTree),
             format!("ReplicatedReplacingMergeTree({replica}, `_peerdb_version`, `_peerdb_is_deleted`) {settings}")
@@ -301,7 +347,7 @@ mod tests {
             ..ClickHouseTable::default()
         };
         let sql = sql(&options, Some("at"));
-        let expected = "PARTITION BY (customer % 4) PRIMARY KEY (`customer`) ORDER BY (`customer`, `id`) TTL at + INTERVAL 1 YEAR SETTINGS";
+        let expected = "PARTITION BY (customer % 4) PRIMARY KEY (`customer`) ORDER BY (`customer`, `id`) SETTINGS";
         assert!(sql.contains(expected), "{sql}");
         assert!(sql.contains("`index_granularity` = 1024, `storage_policy` = 'cold\\'s'"), "{sql}");
     }

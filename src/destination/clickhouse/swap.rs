@@ -17,7 +17,7 @@ use super::{
     mark::Mark,
     retire,
 };
-use crate::{destination::Error, name, report::SwapReport, table::TableName};
+use crate::{api::clickhouse::Engine, destination::Error, name, report::SwapReport, table::TableName};
 
 /// How often a swap of one table is begun anew because somebody else was at it.
 const ATTEMPTS: u32 = 20;
@@ -50,6 +50,9 @@ pub(super) async fn swap(at: &ClickHouse) -> Result<SwapReport, Error> {
             live::refuse(at, &found, &table.schema).await?;
         }
     }
+    for (_, _, table) in &tables {
+        expire(at, table).await?;
+    }
     let started = Instant::now();
     let mut retries = 0;
     for (_, _, table) in &tables {
@@ -59,6 +62,7 @@ pub(super) async fn swap(at: &ClickHouse) -> Result<SwapReport, Error> {
     for (_, _, table) in &tables {
         put_aside(at, table).await?;
     }
+    at.fence().await?;
     record(at, mixed, retries).await
 }
 
@@ -70,6 +74,18 @@ async fn record(at: &ClickHouse, mixed: Duration, retries: u32) -> Result<SwapRe
     let now: Now = at.client()?.row("SELECT formatDateTime(now64(3, 'UTC'), '%Y-%m-%dT%H:%i:%S.000Z') AS now", "reading the clock").await?;
     at.record(&[at.entry(0, 0, &Swapped { at: now.now, millis: mixed.as_millis() as i64, retries })?]).await?;
     ledger::swap_report(at).await?.ok_or_else(|| at.gone())
+}
+
+/// Gives the shadow its TTL, which deletes what has expired. Another swap that has renamed it meanwhile has done so before.
+async fn expire(at: &ClickHouse, table: &Table) -> Result<(), Error> {
+    let options = at.options(&table.schema);
+    if let Some(ttl) = options.ttl.filter(|_| options.engine != Engine::Null)
+        && let Some(shadow) = shadow(at, table).await?
+    {
+        let outcome = at.client()?.try_run(&at.ddl().expire(&shadow, &ttl), &[]).await;
+        went_through(outcome, &format!("setting the TTL of {shadow}"))?;
+    }
+    Ok(())
 }
 
 /// Brings this epoch's table under its live name. Returns how often that was begun anew.
@@ -119,25 +135,8 @@ async fn one_after_the_other(at: &ClickHouse, table: &Table, ours: &TableName) -
     went_through(at.client()?.try_run(&sql, &[]).await, &format!("swapping {name}")).map(drop)
 }
 
-/// Gives their names back to tables that gave way to shadows which never came. Once those are dropped, no late statement takes the names again.
-pub(super) async fn put_back(at: &ClickHouse) -> Result<(), Error> {
-    for (_, _, table) in at.facts(&[Table::KIND]).await?.all::<Table>()? {
-        let name = &table.schema.destination;
-        if live::find(at, name).await?.is_some() {
-            continue;
-        }
-        let attempts = live::names(at, &name.schema, "").await?;
-        for old in attempts.into_iter().filter(|old| mark::is_swap(name, old) && mark::is_any_swap(old, at.brief.epoch)) {
-            let old = TableName { schema: name.schema.clone(), name: old };
-            let doing = format!("giving {name} its name back");
-            went_through(at.client()?.try_run(&at.ddl().rename(&[(&old, name)]), &[]).await, &doing)?;
-        }
-    }
-    Ok(())
-}
-
 /// Whether a statement was done; false if one of its tables is not there, or is there already.
-fn went_through(outcome: Result<(), Refusal>, doing: &str) -> Result<bool, Error> {
+pub(super) fn went_through(outcome: Result<(), Refusal>, doing: &str) -> Result<bool, Error> {
     match outcome {
         Ok(()) => Ok(true),
         Err(refusal) if matches!(refusal.code, UNKNOWN_TABLE | TABLE_ALREADY_EXISTS) => Ok(false),
@@ -152,7 +151,7 @@ async fn shadow(at: &ClickHouse, table: &Table) -> Result<Option<TableName>, Err
     let found = live::marked(at).await?.into_iter().find(|found| {
         is_ours(at, table, &found.mark)
             && found.name.schema == name.schema
-            && (found.name.name == loaded || mark::is_swap(name, &found.name.name))
+            && (found.name.name == loaded || mark::swap_of(name, &found.name.name).is_some())
     });
     Ok(found.map(|found| found.name))
 }
@@ -167,15 +166,22 @@ fn is_ours(at: &ClickHouse, table: &Table, mark: &Mark) -> bool {
         == (at.brief.mirror_uid.as_str(), at.brief.epoch, table.schema.number, Some(table.generation))
 }
 
-/// Marks what the exchange has put under an attempt's name as retired, and gives it a name that people understand.
+/// Marks what the exchange has put under an attempt's name as retired, and gives it a name that people understand. Under the name of a newer epoch's attempt
+/// is that epoch's shadow: whoever wakes up late leaves it alone.
 async fn put_aside(at: &ClickHouse, table: &Table) -> Result<(), Error> {
     let name = &table.schema.destination;
     let doing = format!("putting aside the old {name}");
     let mark = Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.schema.number, generation: None };
     let retired = TableName { schema: name.schema.clone(), name: name::retired(&name.name) };
-    for old in live::names(at, &name.schema, "").await?.into_iter().filter(|other| mark::is_swap(name, other)) {
+    at.fence().await?;
+    let earlier = |other: &String| mark::swap_of(name, other).is_some_and(|epoch| epoch <= at.brief.epoch);
+    for old in live::names(at, &name.schema, "").await?.into_iter().filter(earlier) {
         let old = TableName { schema: name.schema.clone(), name: old };
         let Some(found) = live::find(at, &old).await? else { continue };
+        let ours = found.mark.as_ref().filter(|mark| mark.mirror == at.brief.mirror_uid && mark.generation.is_some());
+        if ours.is_some_and(|mark| mark.epoch >= at.brief.epoch) {
+            continue;
+        }
         let comment = at.ddl().mark(&old, &mark, &found.words);
         went_through(at.client()?.try_run(&comment, &[]).await, &doing)?;
         // A name that is taken is no harm: the mark is what tells it.

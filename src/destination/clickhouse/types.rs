@@ -146,6 +146,8 @@ pub struct Wishes<'a> {
 /// The rules are in docs/clickhouse.md. A column whose binary form is not read here travels as text, by a cast in the source's `COPY`.
 pub fn destination_type(declared: &str, source: &SourceType, wishes: Wishes<'_>) -> ColumnType {
     let own = match wishes.wanted {
+        // Their text is split at commas.
+        _ if source.element.as_ref().is_some_and(|element| element.separator != ',') => "String".into(),
         Some(wanted) => wanted.trim().to_string(),
         None if source.kind == Kind::Enum => "LowCardinality(String)".into(),
         None => natural(&source.text, wishes.times_as_text),
@@ -214,6 +216,7 @@ pub(super) fn modifiers(source: &str) -> (String, Vec<i32>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::type_map::Element;
 
     fn mapped(source: &str, nullable: bool, wanted: Option<&str>) -> (String, bool) {
         let base = SourceType { oid: 1, text: source.into(), kind: Kind::Base, element: None, sendable: true };
@@ -250,6 +253,16 @@ mod tests {
         ];
         for (source, expected, as_text) in table {
             assert_eq!(mapped(source, false, None), (expected.to_string(), as_text), "{source}");
+        }
+    }
+
+    #[test]
+    fn arrays_that_no_comma_separates_are_text() {
+        let element = Element { oid: 603, text: "box".into(), separator: ';' };
+        let boxes = SourceType { oid: 1020, text: "box[]".into(), kind: Kind::Base, element: Some(element), sendable: true };
+        for wanted in [None, Some("Array(String)")] {
+            let mapped = destination_type("box[]", &boxes, Wishes { wanted, nullable: true, times_as_text: false });
+            assert_eq!((mapped.destination_type.as_str(), mapped.as_text), ("Nullable(String)", true));
         }
     }
 

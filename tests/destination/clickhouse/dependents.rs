@@ -2,13 +2,14 @@
 
 use mirror_operator::{
     api::clickhouse::ClickHouseTable,
+    brief::DestinationPeer,
     destination::{Destination, RowChange},
     postgres::Connection,
 };
 
 use crate::{
     clickhouse::{change, row, streaming, t, upsert},
-    fixture::{Fixture, open, whole},
+    fixture::{Fixture, open, table, whole},
     on_clickhouse::{OnClickHouse, ask, password},
 };
 
@@ -114,6 +115,25 @@ async fn grants_and_row_policies_hold_for_the_new_table() {
         assert!(ask(&reader, "SELECT name FROM mo_granted.t").await.unwrap_err().contains("ACCESS_DENIED"));
         assert_eq!(place.rows("SELECT id FROM public.t FINAL ORDER BY 1").await, ["1", "5"]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_policy_that_hides_rows_from_the_mirror_is_found() {
+    let place = OnClickHouse::filtered().await;
+    let as_user = |user: &str| {
+        let mut brief = place.brief(1);
+        let DestinationPeer::ClickHouse(peer) = &mut brief.destination else { panic!() };
+        peer.at.user = user.into();
+        brief
+    };
+    let found = open(&as_user("filtered")).await.preflight(&[t(&place)]).await.unwrap();
+    assert_eq!(found.iter().map(|f| f.reason.as_str()).collect::<Vec<_>>(), ["RowPolicy"], "{found:?}");
+    let cure = "CREATE ROW POLICY all_rows ON `mo_filtered`.`t` USING 1 TO `filtered`";
+    assert!(found[0].message.ends_with(cure), "{}", found[0].message);
+    // It is not for others, and not of other tables.
+    assert_eq!(open(&as_user("testbed")).await.preflight(&[t(&place)]).await.unwrap(), vec![]);
+    let other = place.adapt(table(0, "other", &["id bigint!"]));
+    assert_eq!(open(&as_user("filtered")).await.preflight(&[other]).await.unwrap(), vec![]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

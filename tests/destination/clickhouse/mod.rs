@@ -7,7 +7,9 @@ mod killed;
 mod ordinary;
 mod pressure;
 mod replay;
+mod swapping;
 mod tls;
+mod trial;
 mod types;
 
 use std::collections::BTreeMap;
@@ -136,19 +138,23 @@ async fn an_added_column_fills_the_rows_that_are_there() {
     let at = streaming(&place).await;
     let mut to = at.applier().await.unwrap();
     let mut schema = t(&place);
-    for (name, type_, fill) in
-        [("price", "Nullable(Decimal(10, 2))", "1.50"), ("tags", "Array(Nullable(String))", "{a,NULL}"), ("seen", "Bool", "t")]
-    {
-        let mut added = column(name, "text", false);
+    for (name, source, type_, fill) in [
+        ("price", "numeric(10,2)", "Nullable(Decimal(10, 2))", "1.50"),
+        ("tags", "text[]", "Array(Nullable(String))", "{a,NULL}"),
+        ("seen", "boolean", "Bool", "t"),
+        ("blob", "bytea", "String", "\\xff00c3"),
+        ("blobs", "bytea[]", "Array(String)", r#"{"\\xff27"}"#),
+    ] {
+        let mut added = column(name, source, false);
         added.destination_type = type_.into();
         schema.columns.push(added);
         for _ in 0..2 {
             to.add_column(&schema, schema.columns.len() - 1, Some(fill)).await.unwrap();
         }
     }
-    change(&mut *to, &schema, 2000, upsert("2|two|b|∅|{}|f")).await.unwrap();
-    let rows = place.rows("SELECT id, price, tags, seen FROM public.t FINAL ORDER BY 1").await;
-    assert_eq!(rows, ["1|1.5|['a',NULL]|true", "2|∅|[]|false"]);
+    change(&mut *to, &schema, 2000, upsert("2|two|b|∅|{}|f|\\x00|{}")).await.unwrap();
+    let rows = place.rows("SELECT id, price, tags, seen, hex(blob), arrayMap(b -> hex(b), blobs) FROM public.t FINAL ORDER BY 1").await;
+    assert_eq!(rows, ["1|1.5|['a',NULL]|true|FF00C3|['FF27']", "2|∅|[]|false|00|[]"]);
     assert_eq!(at.tables().await.unwrap()[0].schema, schema);
 }
 

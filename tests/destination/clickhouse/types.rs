@@ -8,7 +8,7 @@ use mirror_operator::{
     destination::{Cell, Chunk, Counts, Destination, Error, RowChange},
     postgres::{self, Lsn},
     source::{catalog, copy},
-    table::TableSchema,
+    table::{Identity, TableSchema},
 };
 use proptest::{
     strategy::{Strategy, ValueTree},
@@ -87,7 +87,7 @@ impl Pair {
 async fn every_type_reads_as_postgresql_prints_it() {
     let columns = "b bool, s smallint, l bigint, r real, d double precision, n numeric, m numeric(12,3), x numeric(3,-2), t text, v varchar(9), c char(5),
         j json, jb jsonb, y bytea, u uuid, da date, ts timestamp, tz timestamptz, ti time, iv interval, ip inet, mo mood, rg int4range, pa pair,
-        po posint, ia int[], ta text[], na numeric(9,2)[], bits bit(3), tsv tsvector, money money, o oid, mac macaddr, xm xml";
+        po posint, ia int[], ta text[], na numeric(9,2)[], bx box[], bits bit(3), tsv tsvector, money money, o oid, mac macaddr, xm xml";
     let before = "CREATE TYPE public.mood AS ENUM ('sad', 'it''s \"ok\"'); CREATE TYPE public.pair AS (a int, b text);
         CREATE DOMAIN public.posint AS int CHECK (VALUE > 0); SET search_path = public";
     let columns = columns.replace(" mood", " public.mood").replace(" pair", " public.pair").replace(" posint", " public.posint");
@@ -97,13 +97,13 @@ async fn every_type_reads_as_postgresql_prints_it() {
             (1, true, -32768, 9223372036854775807, 1.5, -0.1, 12345678901234567890.000000000012345, -1.005, 12300, E'tab\\tand \\\\ \\u00e9', 'v', 'c',
              '{\"a\": [1, null]}', '{\"b\": \"x\"}', '\\x00ff10', '936da01f-9abd-4d9d-80c7-02af85c822a8', '1900-01-01', '1999-12-31 23:59:59.123456',
              '2026-06-01 12:00:00+05:30', '24:00', '1 year 2 days 03:04:05', '10.0.0.1/8', 'it''s \"ok\"', '[1,5)', '(7,\"x y\")', 7, '{1,NULL,3}',
-             '{a,NULL,\"q\\\"\",\"\"}', '{1.50,NULL}', '101', 'fat cat', '12.30', 4294967295, '08:00:2b:01:02:03', '<a/>'),
+             '{a,NULL,\"q\\\"\",\"\"}', '{1.50,NULL}', '{(3,4),(1,2);(7,8),(5,6)}', '101', 'fat cat', '12.30', 4294967295, '08:00:2b:01:02:03', '<a/>'),
             (2, false, 0, 0, 'NaN', 'Infinity', 0, 0, 0, '', '', '', '1', '1', '', '00000000-0000-0000-0000-000000000000', '2299-12-31',
-             '1900-01-01', '2299-12-31 23:59:59.999999+00', '00:00:00.000001', '-1 day', '::1', 'sad', 'empty', NULL, 1, '{}', '{}', '{}', '000', '',
+             '1900-01-01', '2299-12-31 23:59:59.999999+00', '00:00:00.000001', '-1 day', '::1', 'sad', 'empty', NULL, 1, '{}', '{}', '{}', '{}', '000', '',
              '0', 0, '00:00:00:00:00:00', ''); INSERT INTO public.t (id) VALUES (3)")
         .await;
     let at = pair.load().await.unwrap();
-    let same = "id, s, l, t, v, c, j, jb, ti, iv, ip, mo, rg, pa, po, bits, tsv, money, o, mac, xm, u, da";
+    let same = "id, s, l, t, v, c, j, jb, ti, iv, ip, mo, rg, pa, po, bx, bits, tsv, money, o, mac, xm, u, da";
     // Trailing zeros are not printed there; bytes are hex here.
     let ours = format!(
         "{same}, coalesce(n::numeric(70,15)::text, '∅'), trim_scale(m), x, r, d, encode(y, 'hex'), b, ts, tz AT TIME ZONE 'UTC', ia::text, ta::text"
@@ -198,6 +198,30 @@ async fn what_is_out_of_range_follows_the_rule() {
         "{}",
         failure.message
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_differ_stay_different() {
+    let columns = "day date NOT NULL, at timestamp NOT NULL, UNIQUE (day, at)";
+    let mut pair = pair(ClickHouseTable::default(), columns, "SELECT 1").await;
+    pair.schema.identity = Identity::Key(vec![1, 2]);
+    let refused = async |pair: &Pair, rows: &str, column: &str| {
+        pair.source.run(&format!("TRUNCATE public.t; INSERT INTO public.t VALUES {rows}")).await;
+        let Err(Error::Permanent(failure)) = pair.load().await.map(drop) else { panic!("{rows}") };
+        let words = &failure.message;
+        assert!(words.contains(&format!("column {column:?}")) && words.contains("part of the key"), "{words}");
+        open(&pair.brief).await.forget(true).await.unwrap();
+    };
+    // The nearest date that there is would be that of the other row.
+    refused(&pair, "(1, 'infinity', '2000-01-01'), (2, '2299-12-31', '2000-01-01')", "day").await;
+    pair.schema.columns[2].destination_type = "DateTime".into();
+    pair.schema.columns[2].as_text = true;
+    refused(&pair, "(1, '2000-01-01', '2000-01-01 00:00:00.1'), (2, '2000-01-01', '2000-01-01 00:00:00.2')", "at").await;
+    pair.source.run("TRUNCATE public.t; INSERT INTO public.t VALUES (1, '2299-12-31', '2000-01-01')").await;
+    pair.load().await.unwrap();
+    pair.schema.columns[2].destination_type = "Float64".into();
+    let found = open(&pair.brief).await.preflight(std::slice::from_ref(&pair.schema)).await.unwrap();
+    assert_eq!(found.iter().map(|f| f.reason.as_str()).collect::<Vec<_>>(), ["TypeUnsupported"], "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,10 +9,13 @@ use super::super::{
     quote::{ident, qualified},
 };
 use crate::{
-    api::clickhouse::ClickHouseTable,
+    api::clickhouse::{ClickHouseTable, Engine},
     destination::{Cell, Position, RowChange},
     table::TableSchema,
 };
+
+/// Rows whose last versions are looked for at a time.
+const PORTION: u64 = 1_000_000;
 
 /// A table's names as the statements use them, quoted.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub(super) struct Names {
     key: Vec<usize>,
     /// Columns of the sorting key beside the key: when their values change, the row's earlier versions are rows of their own.
     movable: Vec<usize>,
+    /// Whether the engine itself finds the last version of each row.
+    versions: bool,
     own: Own,
 }
 
@@ -78,6 +83,7 @@ impl Names {
             columns: table.copied().map(|c| (ident(&c.destination), c.destination_type.clone())).collect(),
             movable: table.copied().enumerate().filter_map(movable).collect(),
             key,
+            versions: matches!(options.engine, Engine::ReplacingMergeTree | Engine::CoalescingMergeTree),
             own,
         }
     }
@@ -196,19 +202,31 @@ impl Names {
         !self.movable.is_empty()
     }
 
-    /// Flags every row that was there before `position`.
-    pub(super) fn bury_all(&self, position: Position, fence: &str) -> String {
+    /// Flags every row that was there before `position`, of which there are about so many. FINAL merges as it reads, in memory that does not grow with the table;
+    /// for an engine that has none, the last versions are found for a portion of the keys at a time.
+    pub(super) fn bury_all(&self, position: Position, rows: u64, fence: &str) -> Vec<String> {
         let key: Vec<&str> = self.key.iter().filter_map(|k| self.columns.get(*k)).map(|(name, _)| name.as_str()).collect();
         let columns: Vec<&str> = self.columns.iter().map(|(name, _)| name.as_str()).collect();
-        let (flag, version) = (ident(&self.own.flag), ident(VERSION));
-        format!(
-            "{} SELECT {columns}, 1, {position} FROM (SELECT * FROM {} ORDER BY {} LIMIT 1 BY {}) WHERE {flag} = 0 AND {version} < {position} AND {fence}",
-            self.into(),
-            self.table,
-            self.own.newest_first(),
-            key.join(", "),
-            columns = columns.join(", "),
-            position = format_args!("toUInt128('{}')", position.version()),
-        )
+        let (flag, version, key) = (ident(&self.own.flag), ident(VERSION), key.join(", "));
+        let bury = |last: String| {
+            format!(
+                "{} SELECT {columns}, 1, {position} FROM {last} WHERE {flag} = 0 AND {version} < {position} AND {fence}",
+                self.into(),
+                columns = columns.join(", "),
+                position = format_args!("toUInt128('{}')", position.version()),
+            )
+        };
+        if self.versions {
+            return vec![bury(format!("{} FINAL", self.table))];
+        }
+        let portions = rows / PORTION + 1;
+        let last = |portion: u64| {
+            format!(
+                "(SELECT * FROM {} WHERE cityHash64({key}) % {portions} = {portion} ORDER BY {} LIMIT 1 BY {key})",
+                self.table,
+                self.own.newest_first()
+            )
+        };
+        (0..portions).map(|portion| bury(last(portion))).collect()
     }
 }

@@ -169,6 +169,9 @@ fn numbers_out_of_range_are_refused() {
     assert_eq!(text("numeric", "UInt8", "255"), Ok(vec![255]));
     assert_eq!(text("inet", "IPv4", "1.2.3.4/32"), Ok(vec![4, 3, 2, 1]));
     assert!(text("inet", "IPv4", "1.2.3.0/24").is_err());
+    assert_eq!(text("cidr", "IPv6", "2001:db8::/128").map(|b| b.len()), Ok(16));
+    assert_eq!(text("cidr", "IPv6", "1.2.3.4/32").map(|b| b[12..].to_vec()), Ok(vec![1, 2, 3, 4]));
+    assert!(text("cidr", "IPv6", "2001:db8::/32").is_err());
 }
 
 #[test]

@@ -12,6 +12,9 @@ const LAST_DAY: i64 = 120_529;
 
 const BEYOND: &str = "the date is outside of what ClickHouse's type holds; outOfRange: Clamp or String lets it pass";
 const MALFORMED: &str = "it is not a date";
+/// Why a date or time cannot be a key.
+pub(super) const NOT_IN_KEY: &str = "ClickHouse's type does not hold the date as it is, and the column is part of the key, where two values must not become one; \
+                                     outOfRange: String lets it pass, and so does a finer `type`";
 
 /// A moment in microseconds since 1970, or what is before or after all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +111,18 @@ pub(super) fn put(moment: Moment, to: &Type, rule: OutOfRange, out: &mut Vec<u8>
     Ok(true)
 }
 
+/// Whether a type has a value for this moment and no other.
+pub(super) fn holds(moment: Moment, to: &Type) -> bool {
+    let unit = match to {
+        Type::Date | Type::Date32 => DAY,
+        Type::DateTime => 1_000_000,
+        Type::DateTime64(scale) => 10i128.pow(6u32.saturating_sub(u32::from(*scale))),
+        _ => return false,
+    };
+    let within = put(moment, to, OutOfRange::Error, &mut Vec::new()).is_ok();
+    within && matches!(moment, Moment::At(micros) if micros.rem_euclid(unit) == 0)
+}
+
 fn put_ticks(moment: Moment, scale: u8, rule: OutOfRange, out: &mut Vec<u8>) -> Result<(), &'static str> {
     let ticks = |micros: i128| match scale {
         0..=6 => units(micros, 10i128.pow(6 - u32::from(scale))),
@@ -184,6 +199,26 @@ mod tests {
         assert_eq!(put(Moment::After, &Type::DateTime64(6), OutOfRange::Clamp), Ok(last.to_le_bytes().to_vec()));
         assert_eq!(put(Moment::After, &Type::DateTime64(9), OutOfRange::Clamp), Ok(i64::MAX.to_le_bytes().to_vec()));
         assert_eq!(put(Moment::At(-1), &Type::DateTime64(3), OutOfRange::Error), Ok((-1i64).to_le_bytes().to_vec()));
+    }
+
+    #[test]
+    fn a_type_holds_what_it_neither_clamps_nor_rounds() {
+        let day = 1_000 * DAY;
+        for (moment, to, expected) in [
+            (Moment::At(day), Type::Date32, true),
+            (Moment::At(day + 1), Type::Date32, false),
+            (Moment::At(day), Type::Date, true),
+            (Moment::At(-day), Type::Date, false),
+            (Moment::At(day + 1_000_000), Type::DateTime, true),
+            (Moment::At(day + 999_999), Type::DateTime, false),
+            (Moment::At(day + 1_000), Type::DateTime64(3), true),
+            (Moment::At(day + 1), Type::DateTime64(3), false),
+            (Moment::At(-day + 1), Type::DateTime64(6), true),
+            (Moment::After, Type::DateTime64(6), false),
+            (Moment::Before, Type::Date32, false),
+        ] {
+            assert_eq!(holds(moment, &to), expected, "{moment:?} {to:?}");
+        }
     }
 
     proptest! {
