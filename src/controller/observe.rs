@@ -158,7 +158,7 @@ fn count_indexes(list: &str) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Pod, Pods, PodStatus, count_indexes, decisive};
+    use super::{Pod, PodStatus, Pods, count_indexes, decisive};
     use crate::report::{Failure, JobReport};
 
     #[test]
