@@ -84,6 +84,9 @@ fn wanted(spec: &MirrorSpec, destination: &DestinationPeer) -> Wanted {
             }
         }
     }
+    if let DestinationPeer::BigQuery(at) = destination {
+        into_database(&mut wanted.tables, &at.at.database);
+    }
     wanted
 }
 
