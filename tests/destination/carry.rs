@@ -8,6 +8,7 @@ use mirror_operator::{
 
 use crate::{
     fixture::{Fixture, for_every_kind, from_loaded, open, table, until_loaded, whole},
+    on_bigquery::OnBigQuery,
     on_clickhouse::OnClickHouse,
     on_postgres::OnPostgres,
 };
@@ -62,7 +63,7 @@ async fn each_kind_of_row_can_be_left_behind<F: Fixture>() {
 async fn a_value_that_does_not_fit_its_new_type_is_found_before_anything_is_dropped<F: Fixture>() {
     let place = history::<F>().await;
     let at = open(&place.brief(2)).await;
-    until_loaded(&*at, &[(place.adapt(people(&["id bigint!", "name uuid"])), &["1\t\\N"])]).await;
+    until_loaded(&*at, &[(place.adapt(people(&["id bigint!", "name integer"])), &["1\t\\N"])]).await;
     let Err(Error::Permanent(failure)) = from_loaded(&*at).await else { panic!() };
     assert_eq!(failure.reason, "CarryCast");
     assert!(failure.message.contains("\"name\" from ") && !failure.message.contains("two"), "{}", failure.message);
