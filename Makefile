@@ -16,14 +16,17 @@ export PGPASSWORD ?= testbed-secret
 E2E_THREADS ?= 5
 # Only tests whose name contains this.
 TEST ?=
+# A project of BigQuery, for test-live.
+BIGQUERY ?=
 
 testbed := tests/testbed
 cluster := $(testbed)/cluster/cluster
 postgres := $(testbed)/postgres
 clickhouse := $(testbed)/clickhouse
+bigquery := $(testbed)/bigquery
 step := $(testbed)/step
 scripts := $(wildcard .ci/run bench/run demo/run demo/watch demo/destination/*.sh tests/chart/golden.sh) \
-  $(addprefix $(testbed)/,check-image cluster/cluster cluster/node clickhouse contract image install-chart pack postgres setup step)
+  $(addprefix $(testbed)/,bigquery check-image cluster/cluster cluster/node clickhouse contract image install-chart pack postgres setup step)
 # The test suites, by what they need: database servers, a cluster, or neither.
 suites := $(basename $(notdir $(wildcard tests/*.rs) $(patsubst %/main.rs,%,$(wildcard tests/*/main.rs))))
 contract_suites := $(filter destination source stream,$(suites))
@@ -68,6 +71,20 @@ unit: setup helm ## tests that need no servers, and the documentation's examples
 contract: setup ## tests of source, stream and destination against real PostgreSQL and ClickHouse servers (POSTGRES="14 15 ...")
 	@$(step) "contract build" cargo test --locked --no-run $(addprefix --test ,$(contract_suites))
 	@$(testbed)/contract "$(POSTGRES)" "$(contract_suites)" $(TEST)
+
+# Accounts that cost money; those that are not given are left out. BIGQUERY: PROJECT of the service account's key file in
+# MIRROR_TEST_BIGQUERY_CREDENTIALS, which may make datasets there (in MIRROR_TEST_BIGQUERY_LOCATION). No network is cut, so lost replies are left out.
+.PHONY: test-live
+test-live: live-bigquery ## the destinations' tests against real accounts (BIGQUERY=project, MIRROR_TEST_BIGQUERY_CREDENTIALS=key.json)
+
+.PHONY: live-bigquery
+live-bigquery: setup
+ifneq ($(BIGQUERY),)
+	@$(step) "live, BigQuery" env MIRROR_TEST_BIGQUERY_URL=https://bigquery.googleapis.com/$(BIGQUERY) \
+	  cargo test --locked --test destination -- bigquery --skip lost
+else
+	@echo "==> live, BigQuery skipped: set BIGQUERY to a project"
+endif
 
 ifeq ($(CLUSTER),existing)
 source_url = $(SOURCE_URL)
@@ -135,12 +152,14 @@ cluster-up: setup ## start the local cluster, if it is not up
 cluster-down: ## stop the local cluster and its databases; nothing is left
 	@$(postgres) down --on-node
 	@$(clickhouse) down --on-node
+	@$(bigquery) down --on-node
 	@$(cluster) down
 
 .PHONY: clean
 clean: cluster-down ## stop everything and delete what was built, except for the cluster's programs
 	@$(postgres) down --all
 	@$(clickhouse) down --all
+	@$(bigquery) down --all
 	@cargo clean
 
 # Without a cluster, the chart's tests need this much of its programs.

@@ -107,6 +107,16 @@ impl OnBigQuery {
         self
     }
 
+    /// The UID of the mirror.
+    pub fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    /// A client that is not the one under test.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// The mirror's ledger, as a statement names it.
     pub fn ledger(&self) -> String {
         format!("public._mirror_operator_{}", self.uid.replace('-', "_"))
@@ -130,11 +140,6 @@ impl OnBigQuery {
     /// A table's description, as the service gives it.
     pub async fn describe(&self, table: &str) -> gcp_bigquery_client::model::table::Table {
         self.client.table().get(&self.to.project, &self.to.at.database, table, None).await.unwrap()
-    }
-
-    /// Changes what a table's description says.
-    pub async fn patch(&self, table: gcp_bigquery_client::model::table::Table) {
-        self.client.table().patch(&self.to.project, &self.to.at.database, &table.table_reference.table_id.clone(), table).await.unwrap();
     }
 }
 
@@ -199,9 +204,8 @@ impl Fixture for OnBigQuery {
     }
 
     async fn read(&self, table: &str, columns: &[&str]) -> Vec<String> {
-        let texts: Vec<String> = columns.iter().map(|c| format!("CAST({c} AS STRING)")).collect();
         let flag = "IF(COALESCE(_PEERDB_IS_DELETED, FALSE), 't', 'f')";
-        self.rows(&format!("SELECT {}, {flag} FROM public.{table} ORDER BY {table}.{}", texts.join(", "), columns[0])).await
+        self.rows(&format!("SELECT {}, {flag} FROM public.{table} ORDER BY {table}.{}", columns.join(", "), columns[0])).await
     }
 
     async fn count(&self, table: &str) -> usize {
@@ -230,7 +234,8 @@ impl Fixture for OnBigQuery {
     }
 
     async fn tables(&self) -> Vec<String> {
-        let sql = "SELECT table_name FROM public.INFORMATION_SCHEMA.TABLES WHERE NOT STARTS_WITH(table_name, '_mirror_operator') ORDER BY 1";
+        let sql =
+            "SELECT table_name FROM public.INFORMATION_SCHEMA.TABLES WHERE NOT STARTS_WITH(table_name, '_mirror_operator') ORDER BY 1";
         self.rows(sql).await
     }
 

@@ -3,12 +3,14 @@
 
 Two things of it are mended here:
 - Requests that are compressed are read, as the service does.
+- A stream that two ask to commit at the same time is committed once, as the service does.
 - A MERGE inside of a transaction would begin another, which DuckDB 1.5 punishes by giving up the first one. (DuckDB 2, for which the emulator is written, only
   refuses; but its extensions cannot be had from a package registry.)
 """
 import gzip
 import pathlib
 import sys
+import threading
 
 import duckdb
 import uvicorn
@@ -22,7 +24,7 @@ settings.data_dir = pathlib.Path(data)
 settings.default_project_id = project
 
 from local_bigquery import app as emulator  # noqa: E402
-from local_bigquery.grpc import server  # noqa: E402
+from local_bigquery.grpc import write  # noqa: E402
 from local_bigquery.jobs import merge, query  # noqa: E402
 from sqlglot import exp  # noqa: E402
 
@@ -61,6 +63,20 @@ def following(run):
 def mended(run):
     return lambda cursor, tree, context: run(Cursor(cursor), tree, context)
 
+
+def one_by_one(commit):
+    lock = threading.Lock()
+
+    def committed(request):
+        with lock:
+            return commit(request)
+
+    return committed
+
+
+# Before the server takes it over.
+write.commit = one_by_one(write.commit)
+from local_bigquery.grpc import server  # noqa: E402
 
 query._run = following(query._run)
 merge.run = mended(merge.run)

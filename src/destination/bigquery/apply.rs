@@ -52,7 +52,9 @@ pub(super) async fn open(at: &BigQuery) -> Result<Box<dyn Applier>, Error> {
     }
     let token = owner::take_over(&at).await?;
     // Rows that earlier appliers of this epoch have staged and not applied.
-    for found in live::marked(&at).await?.iter().filter(|f| f.mark.as_ref().is_some_and(|m| m.state == State::Stage && m.epoch == at.brief.epoch)) {
+    for found in
+        live::marked(&at).await?.iter().filter(|f| f.mark.as_ref().is_some_and(|m| m.state == State::Stage && m.epoch == at.brief.epoch))
+    {
         live::drop_table(&at, &found.name).await?;
     }
     let facts = at.facts(&[Applied::KIND, Counted::KIND, Table::KIND]).await?;
@@ -60,7 +62,18 @@ pub(super) async fn open(at: &BigQuery) -> Result<Box<dyn Applier>, Error> {
     let counts = facts.all::<Counted>()?.into_iter().map(|(number, _, counted)| (number, counted)).collect();
     let versions = facts.all::<Table>()?.into_iter().map(|(number, version, table)| (number, (version, table))).collect();
     let stages = Stages::new(&token);
-    Ok(Box::new(BigQueryApplier { at, token, position, counts, versions, stages, names: HashMap::new(), pending: vec![], facts: vec![], commits: 0 }))
+    Ok(Box::new(BigQueryApplier {
+        at,
+        token,
+        position,
+        counts,
+        versions,
+        stages,
+        names: HashMap::new(),
+        pending: vec![],
+        facts: vec![],
+        commits: 0,
+    }))
 }
 
 struct BigQueryApplier {
@@ -159,7 +172,8 @@ impl Applier for BigQueryApplier {
         };
         // Only the key's columns are NOT NULL.
         if table.key().contains(&column) {
-            let sql = format!("ALTER TABLE {} ALTER COLUMN {} DROP NOT NULL", self.at.quoted(&table.destination), ident(&relaxed.destination));
+            let sql =
+                format!("ALTER TABLE {} ALTER COLUMN {} DROP NOT NULL", self.at.quoted(&table.destination), ident(&relaxed.destination));
             self.alter(table, sql, &doing).await?;
         }
         Ok(table.clone())
@@ -225,7 +239,12 @@ fn parts(mut pending: Vec<Pending>) -> Vec<Vec<String>> {
 impl BigQueryApplier {
     /// Runs statements and records facts, all or nothing, if this applier is still the one.
     async fn transaction(&mut self, statements: &[String], facts: &[Entry]) -> Result<(), Error> {
-        let mut sql = format!("BEGIN TRANSACTION;\nASSERT {} AND {} AS {};\n", self.at.is_newest(), owner::is_owner(&self.at, &self.token), literal(FENCED));
+        let mut sql = format!(
+            "BEGIN TRANSACTION;\nASSERT {} AND {} AS {};\n",
+            self.at.is_newest(),
+            owner::is_owner(&self.at, &self.token),
+            literal(FENCED)
+        );
         for statement in statements {
             sql.push_str(statement);
             sql.push_str(";\n");

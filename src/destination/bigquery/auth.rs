@@ -127,3 +127,98 @@ impl Auth {
         serde_json::from_value(body).map_err(|_| refused("the token's answer is not of the form that is expected".into()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        process::Command,
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        },
+    };
+
+    use axum::{Json, Router, http::HeaderMap, routing};
+    use base64::engine::general_purpose::STANDARD;
+    use ring::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
+
+    use super::*;
+
+    /// A key of a service account, and its public half as DER.
+    fn account(token_uri: &str) -> (Account, Vec<u8>) {
+        let key = Command::new("openssl").args(["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]).output().unwrap();
+        let private = String::from_utf8(key.stdout).unwrap();
+        let file = std::env::temp_dir().join(format!("mirror-test-key-{}", std::process::id()));
+        std::fs::write(&file, &private).unwrap();
+        let public = Command::new("openssl").args(["rsa", "-RSAPublicKey_out", "-in"]).arg(&file).output().unwrap();
+        std::fs::remove_file(&file).unwrap();
+        let public: String = String::from_utf8(public.stdout).unwrap().lines().filter(|line| !line.starts_with("--")).collect();
+        let json = serde_json::json!({
+            "type": "service_account", "client_email": "mirror@p.iam.gserviceaccount.com", "private_key": private, "private_key_id": "k1",
+            "token_uri": token_uri,
+        });
+        (Account::parse(&json.to_string()).unwrap(), STANDARD.decode(public).unwrap())
+    }
+
+    async fn serve(app: Router) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        format!("http://{address}")
+    }
+
+    fn http() -> reqwest::Client {
+        reqwest::Client::builder().no_proxy().build().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_service_account_shows_a_signed_assertion_and_asks_once() {
+        let asked = Arc::new(AtomicU32::new(0));
+        let counter = asked.clone();
+        let answer = async move |form: String| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            let assertion = form.strip_prefix("grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer&assertion=").unwrap();
+            Json(serde_json::json!({ "access_token": assertion, "expires_in": 3600, "token_type": "Bearer" }))
+        };
+        let url = format!("{}/token", serve(Router::new().route("/token", routing::post(answer))).await);
+        let (account, public) = account(&url);
+        let auth = Auth::new(http(), Identity::Account(Box::new(account)));
+        let jwt = auth.token().await.unwrap().unwrap();
+        let (signed, signature) = jwt.rsplit_once('.').unwrap();
+        let key = UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, public);
+        key.verify(signed.as_bytes(), &URL_SAFE_NO_PAD.decode(signature).unwrap()).unwrap();
+        let claims = signed.split_once('.').unwrap().1;
+        let claims: serde_json::Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
+        assert_eq!((claims["aud"].as_str(), claims["scope"].as_str()), (Some(url.as_str()), Some(SCOPE)));
+        assert_eq!(claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap(), 3600);
+        assert_eq!(auth.token().await.unwrap(), Some(jwt));
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_pod_asks_the_metadata_server_again_when_its_token_ends() {
+        let asked = Arc::new(AtomicU32::new(0));
+        let counter = asked.clone();
+        let answer = async move |headers: HeaderMap| {
+            assert_eq!(headers["metadata-flavor"], "Google");
+            let n = counter.fetch_add(1, Ordering::SeqCst);
+            // Shorter than the margin: of no use for a second time.
+            Json(serde_json::json!({ "access_token": format!("token {n}"), "expires_in": 60, "token_type": "Bearer" }))
+        };
+        let path = "/computeMetadata/v1/instance/service-accounts/default/token";
+        let auth = Auth::new(http(), Identity::Pod(serve(Router::new().route(path, routing::get(answer))).await));
+        assert_eq!(auth.token().await.unwrap().as_deref(), Some("token 0"));
+        assert_eq!(auth.token().await.unwrap().as_deref(), Some("token 1"));
+    }
+
+    #[tokio::test]
+    async fn what_google_refuses_is_told_and_no_key_is() {
+        let (mut account, _) = account("http://127.0.0.1:1/token");
+        account.private_key = "secret".into();
+        let auth = Auth::new(http(), Identity::Account(Box::new(account)));
+        let refusal = auth.token().await.unwrap_err();
+        assert!(refusal.is("authError") && !refusal.words.contains("secret"), "{refusal:?}");
+        assert_eq!(Auth::new(http(), Identity::Nobody).token().await.unwrap(), None);
+        assert!(Account::parse("{\"private_key\": 1}").is_err());
+    }
+}

@@ -203,8 +203,7 @@ impl Plan {
 
     fn insert(&self) -> String {
         let own = self.own.flag.iter().map(|name| (name, "TRUE")).chain(self.own.synced_at.iter().map(|name| (name, self.time.as_str())));
-        let (names, values): (Vec<&String>, Vec<&str>) =
-            self.columns.iter().map(|c| (&c.name, c.value.as_str())).chain(own).unzip();
+        let (names, values): (Vec<&String>, Vec<&str>) = self.columns.iter().map(|c| (&c.name, c.value.as_str())).chain(own).unzip();
         let absent = self.key.first().map_or(String::new(), |k| format!("n.{} IS NULL", ident(k)));
         let known: Vec<String> = self.key.iter().map(|k| format!("{} IS NOT NULL", self.value(k))).collect();
         format!(
@@ -240,7 +239,8 @@ impl Plan {
 
 /// Names the columns whose values do not fit their new types, before anything is carried.
 async fn misfits(at: &BigQuery, table: &Table, plan: &Plan, doing: &str) -> Result<(), Error> {
-    let changed: Vec<(&Common, &(String, String, Option<String>))> = plan.columns.iter().filter_map(|c| Some((c, c.cast.as_ref()?))).collect();
+    let changed: Vec<(&Common, &(String, String, Option<String>))> =
+        plan.columns.iter().filter_map(|c| Some((c, c.cast.as_ref()?))).collect();
     if changed.is_empty() {
         return Ok(());
     }

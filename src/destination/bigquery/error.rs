@@ -65,8 +65,17 @@ impl Refusal {
 
     /// Whether its words may quote a value.
     fn quotes(&self) -> bool {
-        const MARKS: [&str; 9] =
-            ["Bad ", "Could not cast", "Invalid date", "Invalid time", "Invalid JSON", "out of range", "overflow", "Failed to parse", "onversion"];
+        const MARKS: [&str; 9] = [
+            "Bad ",
+            "Could not cast",
+            "Invalid date",
+            "Invalid time",
+            "Invalid JSON",
+            "out of range",
+            "overflow",
+            "Failed to parse",
+            "onversion",
+        ];
         self.is("invalidQuery") && MARKS.iter().any(|mark| self.words.contains(mark))
     }
 
@@ -109,9 +118,13 @@ pub(super) fn meaning(refusal: &Refusal, doing: &str) -> Error {
             "ValueRefused",
             format!("{doing}: the destination refuses a value. Give the column a type that holds it, such as STRING"),
         ),
-        "invalid" | "invalidQuery" | "notImplemented" | "billingTierLimitExceeded" | "blocked" | "resourcesExceeded" | "responseTooLarge" => {
-            permanent("Refused", format!("{doing}: {said}"))
-        }
+        "invalid"
+        | "invalidQuery"
+        | "notImplemented"
+        | "billingTierLimitExceeded"
+        | "blocked"
+        | "resourcesExceeded"
+        | "responseTooLarge" => permanent("Refused", format!("{doing}: {said}")),
         _ => Error::Transient(format!("{doing}: {said}")),
     }
 }
@@ -126,7 +139,9 @@ mod tests {
 
     #[test]
     fn errors_are_sorted_into_retry_and_stop() {
-        for (status, reason) in [(0, ""), (403, "rateLimitExceeded"), (403, "quotaExceeded"), (503, "backendError"), (429, ""), (401, "authError")] {
+        for (status, reason) in
+            [(0, ""), (403, "rateLimitExceeded"), (403, "quotaExceeded"), (503, "backendError"), (429, ""), (401, "authError")]
+        {
             assert!(matches!(of(status, reason, "x"), Error::Transient(_)), "{reason}");
         }
         for reason in ["accessDenied", "invalidQuery", "billingNotEnabled"] {
@@ -138,7 +153,10 @@ mod tests {
 
     #[test]
     fn transactions_that_collide_pass() {
-        let refusal = Refusal::read(200, &serde_json::json!({"reason": "invalidQuery", "message": "Transaction is aborted due to concurrent update against table p:d.t"}));
+        let refusal = Refusal::read(
+            200,
+            &serde_json::json!({"reason": "invalidQuery", "message": "Transaction is aborted due to concurrent update against table p:d.t"}),
+        );
         assert!(refusal.passes());
     }
 

@@ -43,9 +43,7 @@ impl From<String> for Statement {
 
 impl Statement {
     fn configuration(&self) -> Value {
-        let parameter = |(name, value): &(&str, String)| {
-            json!({ "name": name, "parameterType": { "type": "STRING" }, "parameterValue": { "value": value } })
-        };
+        let parameter = |(name, value): &(&str, String)| json!({ "name": name, "parameterType": { "type": "STRING" }, "parameterValue": { "value": value } });
         let mut query = json!({ "query": self.sql, "useLegacySql": false, "useQueryCache": false });
         if !self.parameters.is_empty() {
             query["parameterMode"] = "NAMED".into();
@@ -136,7 +134,8 @@ impl Jobs<'_> {
         for _ in 0..60 {
             let mut left = Vec::new();
             for state in ["pending", "running"] {
-                let listed = self.client.ask(Method::GET, &format!("/jobs?stateFilter={state}&maxResults=1000&projection=minimal"), None).await?;
+                let listed =
+                    self.client.ask(Method::GET, &format!("/jobs?stateFilter={state}&maxResults=1000&projection=minimal"), None).await?;
                 let ids = listed["jobs"].as_array().into_iter().flatten().filter_map(|job| job["jobReference"]["jobId"].as_str());
                 left.extend(ids.filter(|id| wanted(id)).map(str::to_string));
             }

@@ -186,7 +186,14 @@ impl BigQuery {
     /// Creates the ledger, if it is not there.
     async fn create_ledger(&self) -> Result<(), Error> {
         let column = |(name, type_): (&str, &str)| json!({ "name": name, "type": type_, "mode": "REQUIRED" });
-        let columns = [("epoch", "INTEGER"), ("kind", "STRING"), ("number", "INTEGER"), ("version", "INTEGER"), ("value", "STRING"), ("at", "TIMESTAMP")];
+        let columns = [
+            ("epoch", "INTEGER"),
+            ("kind", "STRING"),
+            ("number", "INTEGER"),
+            ("version", "INTEGER"),
+            ("value", "STRING"),
+            ("at", "TIMESTAMP"),
+        ];
         let resource = json!({
             "schema": { "fields": columns.map(column) },
             "description": format!("What is true of the mirror {}/{} (mirror-operator)", self.brief.namespace, self.brief.mirror),
@@ -294,7 +301,8 @@ impl BigQuery {
 
     /// Whether another epoch of the mirror has begun, and not only its number been used to close the fence.
     pub(super) async fn has_begun(&self, epoch: u32) -> Result<bool, Error> {
-        let sql = format!("SELECT 1 FROM {} WHERE epoch = {epoch} AND kind = {} LIMIT 1", self.quoted(&self.ledger()), literal(Begun::KIND));
+        let sql =
+            format!("SELECT 1 FROM {} WHERE epoch = {epoch} AND kind = {} LIMIT 1", self.quoted(&self.ledger()), literal(Begun::KIND));
         let rows = self.jobs().await?.rows(sql).await.map_err(|e| meaning(&e, "reading the ledger"))?;
         Ok(!rows.is_empty())
     }

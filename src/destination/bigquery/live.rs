@@ -47,7 +47,8 @@ impl Live {
 
     /// Whether it is what this epoch has loaded.
     pub(super) fn is_of(&self, at: &BigQuery) -> bool {
-        let ours = |mark: &Mark| mark.mirror == at.brief.mirror_uid && mark.epoch == at.brief.epoch && matches!(mark.state, State::Loaded(_));
+        let ours =
+            |mark: &Mark| mark.mirror == at.brief.mirror_uid && mark.epoch == at.brief.epoch && matches!(mark.state, State::Loaded(_));
         self.mark.as_ref().is_some_and(ours)
     }
 
@@ -102,7 +103,8 @@ pub(super) async fn find(at: &BigQuery, table: &TableName) -> Result<Option<Live
 
 /// All tables with this mirror's labels, in the datasets that it may have written to.
 pub(super) async fn marked(at: &BigQuery) -> Result<Vec<Live>, Error> {
-    let mut datasets: BTreeSet<String> = at.brief.tables.iter().filter_map(|t| Some(TableName::parse(t.destination.as_deref()?)?.schema)).collect();
+    let mut datasets: BTreeSet<String> =
+        at.brief.tables.iter().filter_map(|t| Some(TableName::parse(t.destination.as_deref()?)?.schema)).collect();
     datasets.insert(at.to.at.database.clone());
     let mut all = Vec::new();
     for dataset in datasets {
@@ -127,8 +129,10 @@ pub(super) async fn drop_table(at: &BigQuery, table: &TableName) -> Result<(), E
 pub(super) fn refusal(at: &BigQuery, live: &Live, table: &TableSchema) -> Option<(&'static str, String)> {
     let name = &table.destination;
     if let Some(mark) = live.mark.as_ref().filter(|mark| mark.mirror != at.brief.mirror_uid) {
-        let message =
-            format!("{name} at the destination is written by another Mirror, with the UID {}: two mirrors cannot share a table", mark.mirror);
+        let message = format!(
+            "{name} at the destination is written by another Mirror, with the UID {}: two mirrors cannot share a table",
+            mark.mirror
+        );
         return Some(("Conflict", message));
     }
     if live.is_ours(at, table) {

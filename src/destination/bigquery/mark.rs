@@ -36,6 +36,8 @@ const MIRROR: &str = "mirror-operator";
 const EPOCH: &str = "mirror-operator-epoch";
 const TABLE: &str = "mirror-operator-table";
 const STATE: &str = "mirror-operator-state";
+/// On a shadow: it replaces the live table as a whole, as its layout is another.
+pub(super) const REPLACES: &str = "mirror-operator-replaces";
 
 impl Mark {
     pub(super) fn of(brief: &Brief, table: u32, state: State) -> Self {
@@ -72,7 +74,7 @@ impl Mark {
 
     /// Labels of people's own.
     pub(super) fn others(labels: &Value) -> BTreeMap<String, String> {
-        let own = [MIRROR, EPOCH, TABLE, STATE];
+        let own = [MIRROR, EPOCH, TABLE, STATE, REPLACES];
         let all = labels.as_object().into_iter().flatten();
         all.filter(|(key, _)| !own.contains(&key.as_str()))
             .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_string())))

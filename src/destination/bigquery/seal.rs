@@ -66,7 +66,9 @@ async fn count(at: &BigQuery, table: &TableSchema, shadow: &TableName, expected:
 /// Gives the shadow what the live table has: a copy takes its columns with their descriptions and policy tags from there, so that values are never without
 /// the protection that they had. Returns what could not be kept.
 async fn dress(at: &BigQuery, table: &Table, shadow: &TableName) -> Result<Option<String>, Error> {
-    let Some(live) = live::find(at, &table.schema.destination).await?.filter(|live| live.is_ours(at, &table.schema)) else { return Ok(None) };
+    let Some(live) = live::find(at, &table.schema.destination).await?.filter(|live| live.is_ours(at, &table.schema)) else {
+        return Ok(None);
+    };
     let Some(bare) = live::find(at, shadow).await? else { return Ok(None) };
     let mut patch = json!({});
     for name in GIVEN {

@@ -4,6 +4,8 @@
 //! point to. Its id follows from epoch and table, so that the service runs it once: a copy that was asked for again, or late, cannot bring back rows that the change
 //! stream has changed since. The old rows are kept in `<table>_old` before.
 
+mod layout;
+
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture};
@@ -93,7 +95,11 @@ async fn prepare(at: &BigQuery, facts: &Facts, table: Table) -> Result<Swap, Err
         let there = shadow.rows().unwrap_or(0);
         return Err(not_ready(&format!("{there} of {expected} rows can be copied yet; BigQuery is still taking in the others")));
     }
-    Ok(Swap { table, shadow, live, old })
+    let swap = Swap { table, shadow, live, old };
+    if let Some(live) = swap.live.as_ref().filter(|_| swap.changes_layout() && !swap.is_done(at)) {
+        layout::prepare(at, live, &swap.shadow).await?;
+    }
+    Ok(swap)
 }
 
 impl Swap {
@@ -104,6 +110,12 @@ impl Swap {
 
     fn is_done(&self, at: &BigQuery) -> bool {
         self.live.as_ref().is_some_and(|live| live.is_of(at))
+    }
+
+    /// Whether the live table is laid out in another way than the shadow.
+    fn changes_layout(&self) -> bool {
+        let differs = |live: &Live| layout::of(live) != layout::of(&self.shadow);
+        !self.is_first() && (layout::is_known(&self.shadow) || self.live.as_ref().is_some_and(differs))
     }
 
     fn step(&self, what: &str) -> String {
@@ -132,6 +144,9 @@ async fn keep(at: &BigQuery, swap: &Swap) -> Result<(), Error> {
 async fn put(at: &BigQuery, swap: &Swap) -> Result<(), Error> {
     if swap.is_done(at) {
         return Ok(());
+    }
+    if swap.changes_layout() {
+        return layout::replace(at, &swap.table.schema, &swap.shadow, &swap.step("put")).await;
     }
     copy(at, &swap.shadow.name, &swap.table.schema.destination, &swap.step("put")).await
 }

@@ -222,7 +222,9 @@ mod tests {
         assert_eq!(Type::parse(" Numeric( 10 , 2 ) "), Some(Type::Numeric(8, 2)));
         assert_eq!(Type::parse("BIGNUMERIC"), Some(Type::BigNumeric(38, 38)));
         assert_eq!(Type::parse("ARRAY< string(10) >"), Some(Type::Array(Box::new(Type::String))));
-        for wrong in ["NUMERIC(40, 9)", "NUMERIC(10, 10)", "NUMERIC(5, 6)", "ARRAY<ARRAY<INT64>>", "STRUCT<a INT64>", "GEOGRAPHY", "text", "ARRAY<>"] {
+        for wrong in
+            ["NUMERIC(40, 9)", "NUMERIC(10, 10)", "NUMERIC(5, 6)", "ARRAY<ARRAY<INT64>>", "STRUCT<a INT64>", "GEOGRAPHY", "text", "ARRAY<>"]
+        {
             assert_eq!(Type::parse(wrong), None, "{wrong}");
         }
     }

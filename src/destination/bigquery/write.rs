@@ -7,7 +7,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use futures::{Stream, StreamExt};
 use gcp_bigquery_client::google::cloud::bigquery::storage::v1::{
     AppendRowsRequest, AppendRowsResponse, BatchCommitWriteStreamsRequest, CreateWriteStreamRequest, FinalizeWriteStreamRequest, ProtoRows,
-    ProtoSchema, WriteStream, append_rows_request, append_rows_response, big_query_write_client::BigQueryWriteClient, storage_error, write_stream,
+    ProtoSchema, WriteStream, append_rows_request, append_rows_response, big_query_write_client::BigQueryWriteClient, storage_error,
+    write_stream,
 };
 use prost_types::DescriptorProto;
 use tonic::{
@@ -199,9 +200,7 @@ fn appended(answer: AppendRowsResponse) -> Result<(), Refusal> {
         return Err(Refusal { status: 400, reason: "invalidQuery".into(), words });
     }
     match answer.response {
-        Some(append_rows_response::Response::Error(error)) => {
-            Err(refusal(&Status::new(Code::from_i32(error.code), error.message)))
-        }
+        Some(append_rows_response::Response::Error(error)) => Err(refusal(&Status::new(Code::from_i32(error.code), error.message))),
         _ => Ok(()),
     }
 }

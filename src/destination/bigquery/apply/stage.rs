@@ -50,7 +50,14 @@ impl Stages {
     }
 
     /// Stages rows; returns how a statement names them.
-    pub(super) async fn put(&mut self, at: &BigQuery, table: &TableSchema, names: &Names, rows: Vec<Vec<u8>>, doing: &str) -> Result<String, Error> {
+    pub(super) async fn put(
+        &mut self,
+        at: &BigQuery,
+        table: &TableSchema,
+        names: &Names,
+        rows: Vec<Vec<u8>>,
+        doing: &str,
+    ) -> Result<String, Error> {
         self.batches += 1;
         let key = (table.number, names.stage_definition());
         if self.open.get(&key).is_some_and(|stage| stage.rows > ROWS || stage.since.elapsed() > AGE)

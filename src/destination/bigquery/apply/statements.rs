@@ -191,7 +191,9 @@ impl Names {
         };
         let unchanged = |place: usize| format!("SUBSTR(s.u, {}, 1) = 'u'", place + 1);
         // Rows that have changed their key take what they leave unchanged from the row that had the old one.
-        let values = self.each(|place, name| format!("IF(s.r AND x.{0} IS NOT NULL AND {1}, x.{name}, s.c{place}) AS c{place}", self.first_key(), unchanged(place)));
+        let values = self.each(|place, name| {
+            format!("IF(s.r AND x.{0} IS NOT NULL AND {1}, x.{name}, s.c{place}) AS c{place}", self.first_key(), unchanged(place))
+        });
         let source = format!(
             "SELECT {}, IF(s.r AND x.{} IS NOT NULL, NULL, s.u) AS u, s.d FROM {staged} AS s LEFT JOIN {} AS x ON s.r AND {}{}",
             values.join(", "),
@@ -211,7 +213,8 @@ impl Names {
         let inserted = if self.own.flag.is_some() { "s.u IS NULL" } else { "s.u IS NULL AND NOT s.d" };
         let own = self.own("s.d");
         let names = self.columns.iter().cloned().chain(own.iter().map(|(name, _)| name.clone())).collect::<Vec<_>>();
-        let values = self.each(|place, _| format!("s.c{place}")).into_iter().chain(own.into_iter().map(|(_, value)| value)).collect::<Vec<_>>();
+        let values =
+            self.each(|place, _| format!("s.c{place}")).into_iter().chain(own.into_iter().map(|(_, value)| value)).collect::<Vec<_>>();
         format!(
             "MERGE {} AS t USING ({source}) AS s ON {}{range}{} {deleted}WHEN MATCHED THEN UPDATE SET {} WHEN NOT MATCHED AND {inserted} THEN INSERT ({}) VALUES ({})",
             self.table,
@@ -231,9 +234,11 @@ impl Names {
     fn keyless(&self, staged: &str) -> Vec<String> {
         let own = self.own("FALSE");
         let names: Vec<&str> = self.columns.iter().map(String::as_str).chain(own.iter().map(|(name, _)| name.as_str())).collect();
-        let added: Vec<String> = self.each(|place, _| format!("s.c{place}")).into_iter().chain(own.iter().map(|(_, value)| value.clone())).collect();
+        let added: Vec<String> =
+            self.each(|place, _| format!("s.c{place}")).into_iter().chain(own.iter().map(|(_, value)| value.clone())).collect();
         let print_of = |row: &str| {
-            let fields = self.each(|place, name| if row == "s" { format!("s.c{place} AS c{place}") } else { format!("t.{name} AS c{place}") });
+            let fields =
+                self.each(|place, name| if row == "s" { format!("s.c{place} AS c{place}") } else { format!("t.{name} AS c{place}") });
             format!("TO_JSON_STRING(STRUCT({}))", fields.join(", "))
         };
         let living = self.own.flag.as_ref().map_or("TRUE".into(), |name| format!("NOT COALESCE(t.{}, FALSE)", ident(name)));

@@ -175,7 +175,8 @@ fn what_does_not_fit_is_refused_without_its_value() {
         assert!(!refused.why.contains(written) && refused.column == 0, "{refused:?}");
     }
     let columns = &[("bigint", "INT64"), ("bigint[]", "ARRAY<INT64>")];
-    let Err(CopyError::Value { refused, row }) = binary(columns, strict, &[Some(7i64.to_be_bytes().to_vec()), Some(array_of(&[None]))]) else {
+    let Err(CopyError::Value { refused, row }) = binary(columns, strict, &[Some(7i64.to_be_bytes().to_vec()), Some(array_of(&[None]))])
+    else {
         panic!()
     };
     assert_eq!((refused.column, row.as_str()), (1, "with the key (7)"));
