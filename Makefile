@@ -5,7 +5,8 @@ SHELL := bash
 
 # CLUSTER=existing uses the cluster of KUBECONFIG instead of the testbed's. It needs IMAGE, a reference that the
 # cluster can pull; e2e also needs SOURCE_URL and DESTINATION_URL, superusers' URLs of two servers that pods and this machine
-# reach, CLICKHOUSE_URL, that of a ClickHouse server (http://user:password@host:port/database), and the password of their superuser `postgres` in PGPASSWORD.
+# reach, CLICKHOUSE_URL, that of a ClickHouse server (http://user:password@host:port/database), BIGQUERY_URL, that of an
+# emulator of BigQuery (http://host:port/project), and the password of their superuser `postgres` in PGPASSWORD.
 CLUSTER ?= local
 # Versions of PostgreSQL: those of the contract tests (14 to 18 serve), and those of the end-to-end tests' two servers.
 POSTGRES ?= 15 18
@@ -90,17 +91,19 @@ ifeq ($(CLUSTER),existing)
 source_url = $(SOURCE_URL)
 destination_url = $(DESTINATION_URL)
 clickhouse_url = $(CLICKHOUSE_URL)
+bigquery_url = $(BIGQUERY_URL)
 else
 source_url = $(shell $(postgres) url source)
 destination_url = $(shell $(postgres) url destination)
 clickhouse_url = $(shell $(clickhouse) url clickhouse)
+bigquery_url = $(shell $(bigquery) url bigquery)
 e2e: servers
 endif
 .PHONY: e2e
 e2e: $(needs_cluster) ## end-to-end tests on a real Kubernetes
 	@$(step) "e2e build" cargo test --locked --no-run --test e2e
 	@$(step) "chart install" $(on_node) $(testbed)/install-chart
-	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(source_url) DESTINATION_URL=$(destination_url) CLICKHOUSE_URL=$(clickhouse_url) \
+	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(source_url) DESTINATION_URL=$(destination_url) CLICKHOUSE_URL=$(clickhouse_url) BIGQUERY_URL=$(bigquery_url) \
 	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) $(TEST)
 ifneq ($(CLUSTER)$(TEST),existing)
 ifeq ($(TEST),)
@@ -115,6 +118,8 @@ endif
 servers: cluster-up
 	@$(step) "PostgreSQL 17 and 18" $(postgres) install 17 18
 	@$(step) "ClickHouse" $(clickhouse) install
+	@$(step) "BigQuery, an emulator" $(bigquery) install
+	@$(step) "destination, BigQuery" $(bigquery) up bigquery 9050 --on-node
 	@$(step) "destination, ClickHouse" $(clickhouse) up clickhouse 8123 --on-node
 	@$(step) "source, PostgreSQL $(SOURCE_POSTGRES)" $(postgres) up source $(SOURCE_POSTGRES) 5432 --on-node
 	@$(step) "destination, PostgreSQL $(DESTINATION_POSTGRES)" $(postgres) up destination $(DESTINATION_POSTGRES) 5433 --on-node

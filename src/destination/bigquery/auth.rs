@@ -146,7 +146,8 @@ mod tests {
 
     /// A key of a service account, and its public half as DER.
     fn account(token_uri: &str) -> (Account, Vec<u8>) {
-        let key = Command::new("openssl").args(["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]).output().unwrap();
+        let key =
+            Command::new("openssl").args(["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]).output().unwrap();
         let private = String::from_utf8(key.stdout).unwrap();
         let file = std::env::temp_dir().join(format!("mirror-test-key-{}", std::process::id()));
         std::fs::write(&file, &private).unwrap();
