@@ -16,8 +16,8 @@ pub(super) struct Refusal {
 /// What the statements of the change stream say when they were fenced off.
 pub(super) const FENCED: &str = "mirror-operator: another has taken over";
 
-/// Reasons that pass: BigQuery's docs, "Error messages" and "Troubleshoot quota errors", ask for the same again after a while that grows.
-const PASSING: [&str; 12] = [
+/// Reasons that pass, but for `stopped`: a job that was cancelled was so by a newer epoch or applier, and its caller has to look at the fence first. BigQuery's docs, "Error messages" and "Troubleshoot quota errors", ask for the same again after a while that grows.
+const PASSING: [&str; 11] = [
     "backendError",
     "internalError",
     "jobBackendError",
@@ -27,7 +27,6 @@ const PASSING: [&str; 12] = [
     "quotaExceeded",
     "tableUnavailable",
     "resourceInUse",
-    "stopped",
     "timeout",
     "concurrent",
 ];

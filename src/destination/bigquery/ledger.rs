@@ -291,7 +291,14 @@ impl BigQuery {
         let (writer, batch) = (self.writer().await?, futures::stream::iter([vec![row.encode_to_vec()]]));
         let stream = writer.default_stream(&self.ledger());
         let appended = writer.append(&stream, encode::descriptor(fields.iter().map(|(name, type_)| (*name, type_))), batch).await;
-        appended.map(drop).map_err(|e| self.of_ledger(&e, "writing the ledger"))
+        match appended {
+            // A ledger that is new may not be known to this API yet; one that is gone is told by the fence.
+            Err(refusal) if is_missing(&refusal) => {
+                self.fence().await?;
+                Err(Error::Transient(format!("writing the ledger: {}", refusal.words)))
+            }
+            appended => appended.map(drop).map_err(|e| meaning(&e, "writing the ledger")),
+        }
     }
 
     /// What a refusal to change the ledger means: one that is gone went with its mirror.

@@ -15,10 +15,10 @@ use tokio::time::Instant;
 use super::{
     BigQuery,
     error::{meaning, permanent},
-    ledger::{self, Carried, Done, Fact, Facts, Planned, Sealed, Swapped, Table, shadow_of},
+    ledger::{self, Carried, Fact, Facts, Sealed, Swapped, Table, shadow_of},
     live::{self, Live},
     mark::{self, Mark, State},
-    retire,
+    retire, seal,
 };
 use crate::{
     destination::{Error, foreign_shadow},
@@ -31,7 +31,7 @@ const AT_ONCE: usize = 16;
 
 /// See [`Destination::swap`](crate::destination::Destination::swap).
 pub(super) async fn swap(at: &BigQuery) -> Result<SwapReport, Error> {
-    let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND, Sealed::KIND, Carried::KIND, Swapped::KIND]).await?;
+    let facts = at.facts(&[Table::KIND, Sealed::KIND, Carried::KIND, Swapped::KIND]).await?;
     if let Some(swapped) = facts.get::<Swapped>(0)? {
         return Ok(ledger::report_of(swapped));
     }
@@ -78,8 +78,9 @@ struct Swap {
 async fn prepare(at: &BigQuery, facts: &Facts, table: Table) -> Result<Swap, Error> {
     let (name, number) = (table.schema.destination.clone(), table.schema.number);
     let not_ready = |why: &str| Error::Transient(format!("{name} is not ready for the swap: {why}"));
-    let carried = facts.get::<Carried>(number)?.filter(|_| facts.is_sealed(number, table.generation).unwrap_or(false));
-    let Some(carried) = carried else { return Err(not_ready("it must be sealed and carried first")) };
+    if !facts.is_sealed(number, table.generation)? || facts.get::<Carried>(number)?.is_none() {
+        return Err(not_ready("it must be sealed and carried first"));
+    }
     let live = live::find(at, &name).await?;
     if let Some(live) = &live {
         live::refuse(at, live, &table.schema)?;
@@ -89,11 +90,11 @@ async fn prepare(at: &BigQuery, facts: &Facts, table: Table) -> Result<Swap, Err
         return Err(permanent("ForeignShadow", foreign_shadow(&old)));
     }
     let Some(shadow) = live::find(at, &shadow_of(at, &table)).await? else { return Err(not_ready("its shadow is gone")) };
-    // A copy leaves out what is not in the table's own storage yet.
-    let expected = facts.rows_loaded(number, table.generation)? + (carried.deleted + carried.missing).unsigned_abs();
-    if shadow.has_streaming_buffer() || shadow.rows() != Some(expected) {
-        let there = shadow.rows().unwrap_or(0);
-        return Err(not_ready(&format!("{there} of {expected} rows can be copied yet; BigQuery is still taking in the others")));
+    // A copy leaves out what is not in the table's own storage yet; a count does not.
+    let counted = seal::rows(at, &shadow.name).await?;
+    if shadow.has_streaming_buffer() || shadow.rows() != counted {
+        let (there, all) = (shadow.rows().unwrap_or(0), counted.unwrap_or(0));
+        return Err(not_ready(&format!("{there} of {all} rows can be copied yet; BigQuery is still taking in the others")));
     }
     let swap = Swap { table, shadow, live, old };
     if let Some(live) = swap.live.as_ref().filter(|_| swap.changes_layout() && !swap.is_done(at)) {

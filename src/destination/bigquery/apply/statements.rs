@@ -93,17 +93,28 @@ impl Names {
                 RowChange::Upsert { row, deleted } => rows.push(self.row(row, None, *deleted)?),
                 RowChange::Add { row } => rows.push(self.row(row, None, false)?),
                 RowChange::Remove { row } => rows.push(self.row(row, None, true)?),
-                RowChange::Delete { key } => rows.push(self.row(&self.only_key(key), None, true)?),
+                RowChange::Delete { key } => rows.push(self.gone(key)?),
                 RowChange::Rekey { old_key, row } => {
                     rows.push(self.row(row, Some(old_key), false)?);
-                    rows.push(self.row(&self.only_key(old_key), None, true)?);
+                    rows.push(self.gone(old_key)?);
                 }
             }
         }
         Ok(rows)
     }
 
+    /// The row with this key is gone: nothing else is known of it, be it that there is nothing else.
+    fn gone(&self, key: &[Cell]) -> Result<Vec<u8>, Refused> {
+        let cell = |place| if self.key.contains(&place) { key.get(place).cloned().unwrap_or(Cell::Null) } else { Cell::Unchanged };
+        let row: Vec<Cell> = (0..self.columns.len()).map(cell).collect();
+        self.row_of(&row, None, true, true)
+    }
+
     fn row(&self, row: &[Cell], base: Option<&[Cell]>, deleted: bool) -> Result<Vec<u8>, Refused> {
+        self.row_of(row, base, deleted, false)
+    }
+
+    fn row_of(&self, row: &[Cell], base: Option<&[Cell]>, deleted: bool, is_delete: bool) -> Result<Vec<u8>, Refused> {
         let mut out = Vec::with_capacity(64);
         for (place, cell) in row.iter().enumerate() {
             self.rows.cell(place, cell, &mut out)?;
@@ -117,19 +128,14 @@ impl Names {
             place += 1;
         }
         let text = |text: String| Cell::Text(text.into());
-        if row.contains(&Cell::Unchanged) {
-            let unchanged = row.iter().map(|cell| if *cell == Cell::Unchanged { 'u' } else { '.' }).collect();
-            self.rows.cell(place, &text(unchanged), &mut out)?;
+        if row.contains(&Cell::Unchanged) || is_delete {
+            let unchanged = row.iter().map(|cell| if *cell == Cell::Unchanged { 'u' } else { '.' });
+            self.rows.cell(place, &text(unchanged.chain(is_delete.then_some('d')).collect()), &mut out)?;
         }
         for (offset, flag) in [(1, deleted), (2, base.is_some())] {
             self.rows.cell(place + offset, &text(if flag { "t" } else { "f" }.into()), &mut out)?;
         }
         Ok(out)
-    }
-
-    fn only_key(&self, key: &[Cell]) -> Vec<Cell> {
-        let cell = |place| if self.key.contains(&place) { key.get(place).cloned().unwrap_or(Cell::Null) } else { Cell::Unchanged };
-        (0..self.columns.len()).map(cell).collect()
     }
 
     /// A value that cannot be written, told without it.
