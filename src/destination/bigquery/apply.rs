@@ -258,7 +258,7 @@ impl BigQueryApplier {
         sql.push_str("COMMIT TRANSACTION;");
         statement.sql = sql;
         self.commits += 1;
-        let step = format!("{}-{}", owner::id(&self.token), self.commits);
+        let step = self.at.once(&format!("{}-{}", owner::id(&self.token), self.commits)).await?;
         let outcome = self.at.jobs().await?.run_once(&step, statement).await;
         match outcome {
             Ok(()) => Ok(()),

@@ -271,7 +271,7 @@ impl BigQuery {
     /// Records a fact unless one was recorded for the same step: whoever comes second reads what the first has written.
     pub(super) async fn record_once(&self, step: &str, entry: Entry) -> Result<(), Error> {
         let insertion = self.insertion(&[entry])?;
-        self.jobs().await?.run_once(step, insertion).await.map_err(|e| self.of_ledger(&e, "writing the ledger"))
+        self.jobs().await?.run_once(&self.once(step).await?, insertion).await.map_err(|e| self.of_ledger(&e, "writing the ledger"))
     }
 
     /// Records a fact without a job: what is told often and may be told twice. Costs no query and counts for no quota of statements.

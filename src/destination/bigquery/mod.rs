@@ -57,6 +57,8 @@ pub struct BigQuery {
     client: OnceLock<Client>,
     writer: OnceCell<Writer>,
     location: OnceCell<String>,
+    /// When the ledger was made.
+    life: OnceCell<String>,
     /// What the ids of the epoch's jobs begin with.
     prefix: String,
     owner: Arc<apply::Owner>,
@@ -66,7 +68,16 @@ impl BigQuery {
     /// Connects to nothing yet.
     pub fn new(brief: Brief, to: Peer) -> Self {
         let prefix = mark::jobs_of_epoch(&brief);
-        Self { brief, to, client: OnceLock::new(), writer: OnceCell::new(), location: OnceCell::new(), prefix, owner: Arc::default() }
+        Self {
+            brief,
+            to,
+            client: OnceLock::new(),
+            writer: OnceCell::new(),
+            location: OnceCell::new(),
+            life: OnceCell::new(),
+            prefix,
+            owner: Arc::default(),
+        }
     }
 
     fn owned_by(self, owner: Arc<apply::Owner>) -> Self {
@@ -90,6 +101,15 @@ impl BigQuery {
         let client = self.client()?;
         let location = self.location.get_or_try_init(|| location(client, &self.to)).await?;
         Ok(Jobs { client, location, prefix: &self.prefix })
+    }
+
+    /// The id of a step that is done once in the life of a ledger: one that was forgotten and made anew begins from the beginning.
+    async fn once(&self, step: &str) -> Result<String, Error> {
+        let life = self.life.get_or_try_init(|| async {
+            let ledger = live::find(self, &self.ledger()).await?;
+            ledger.and_then(|ledger| Some(ledger.resource["creationTime"].as_str()?.to_string())).ok_or_else(|| self.gone())
+        });
+        Ok(format!("{step}-{}", life.await?))
     }
 
     /// A table as statements name it.

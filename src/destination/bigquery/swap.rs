@@ -190,7 +190,7 @@ pub(super) async fn copy(at: &BigQuery, from: &TableName, to: &TableName, step: 
         "writeDisposition": "WRITE_TRUNCATE",
         "createDisposition": "CREATE_NEVER",
     } });
-    at.jobs().await?.step(step, &configuration).await.map(drop).map_err(|refusal| {
+    at.jobs().await?.step(&at.once(step).await?, &configuration).await.map(drop).map_err(|refusal| {
         let error = meaning(&refusal, &format!("copying {from} to {to}"));
         // A shadow that is gone went with its epoch: the fence says so at the next try.
         if refusal.is("notFound") { Error::Transient(error.to_string()) } else { error }

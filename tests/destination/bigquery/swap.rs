@@ -83,7 +83,8 @@ async fn what_would_stop_a_load_is_found_before_anything_is_changed() {
     assert_eq!(reasons(&*at, &[named("u", &["id bigint!"])]).await, ["ForeignShadow"]);
     let adopting = place.clone().with(BigQueryTable { adopt: true, ..BigQueryTable::default() });
     assert_eq!(reasons(&*open(&adopting.brief(1)).await, &[t(&place)]).await, Vec::<String>::new());
-    let policy = format!("CREATE ROW ACCESS POLICY mine ON {}.t GRANT TO ('user:a@example.com') FILTER USING (id = 1)", place.to.at.database);
+    let policy =
+        format!("CREATE ROW ACCESS POLICY mine ON {}.t GRANT TO ('user:a@example.com') FILTER USING (id = 1)", place.to.at.database);
     place.run(&policy).await;
     assert_eq!(reasons(&*open(&adopting.brief(1)).await, &[t(&place)]).await, ["RowAccessPolicies"]);
 }

@@ -66,7 +66,7 @@ pub(super) async fn replace(at: &BigQuery, table: &TableSchema, shadow: &Live, s
         at.quoted(&shadow.name)
     );
     let doing = format!("replacing {name}, whose partitions or clusters change");
-    at.jobs().await?.run_once(step, sql).await.map_err(|e| meaning(&e, &doing))?;
+    at.jobs().await?.run_once(&at.once(step).await?, sql).await.map_err(|e| meaning(&e, &doing))?;
     let policy = policy(at, &shadow.name).await?;
     if policy["bindings"].as_array().is_some_and(|bindings| !bindings.is_empty()) {
         set_policy(at, name, &policy).await?;
