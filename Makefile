@@ -5,7 +5,8 @@ SHELL := bash
 
 # CLUSTER=existing uses the cluster of KUBECONFIG instead of the testbed's. It needs IMAGE, a reference that the
 # cluster can pull; e2e also needs SOURCE_URL and DESTINATION_URL, superusers' URLs of two servers that pods and this machine
-# reach, CLICKHOUSE_URL, that of a ClickHouse server (http://user:password@host:port/database), and the password of their superuser `postgres` in PGPASSWORD.
+# reach, CLICKHOUSE_URL, that of a ClickHouse server (http://user:password@host:port/database), BIGQUERY_URL, that of an
+# emulator of BigQuery (http://host:port/project), and the password of their superuser `postgres` in PGPASSWORD.
 CLUSTER ?= local
 # Versions of PostgreSQL: those of the contract tests (14 to 18 serve), and those of the end-to-end tests' two servers.
 POSTGRES ?= 15 18
@@ -16,14 +17,17 @@ export PGPASSWORD ?= testbed-secret
 E2E_THREADS ?= 5
 # Only tests whose name contains this.
 TEST ?=
+# A project of BigQuery, for test-live.
+BIGQUERY ?=
 
 testbed := tests/testbed
 cluster := $(testbed)/cluster/cluster
 postgres := $(testbed)/postgres
 clickhouse := $(testbed)/clickhouse
+bigquery := $(testbed)/bigquery
 step := $(testbed)/step
 scripts := $(wildcard .ci/run bench/run demo/run demo/watch demo/destination/*.sh tests/chart/golden.sh) \
-  $(addprefix $(testbed)/,check-image cluster/cluster cluster/node clickhouse contract image install-chart pack postgres setup step)
+  $(addprefix $(testbed)/,bigquery check-image cluster/cluster cluster/node clickhouse contract image install-chart pack postgres setup step)
 # The test suites, by what they need: database servers, a cluster, or neither.
 suites := $(basename $(notdir $(wildcard tests/*.rs) $(patsubst %/main.rs,%,$(wildcard tests/*/main.rs))))
 contract_suites := $(filter destination source stream,$(suites))
@@ -69,21 +73,37 @@ contract: setup ## tests of source, stream and destination against real PostgreS
 	@$(step) "contract build" cargo test --locked --no-run $(addprefix --test ,$(contract_suites))
 	@$(testbed)/contract "$(POSTGRES)" "$(contract_suites)" $(TEST)
 
+# Accounts that cost money; those that are not given are left out. BIGQUERY: PROJECT of the service account's key file in
+# MIRROR_TEST_BIGQUERY_CREDENTIALS, which may make datasets there (in MIRROR_TEST_BIGQUERY_LOCATION). No network is cut, so lost replies are left out.
+.PHONY: test-live
+test-live: live-bigquery ## the destinations' tests against real accounts (BIGQUERY=project, MIRROR_TEST_BIGQUERY_CREDENTIALS=key.json)
+
+.PHONY: live-bigquery
+live-bigquery: setup
+ifneq ($(BIGQUERY),)
+	@$(step) "live, BigQuery" env MIRROR_TEST_BIGQUERY_URL=https://bigquery.googleapis.com/$(BIGQUERY) \
+	  cargo test --locked --test destination -- bigquery --skip lost
+else
+	@echo "==> live, BigQuery skipped: set BIGQUERY to a project"
+endif
+
 ifeq ($(CLUSTER),existing)
 source_url = $(SOURCE_URL)
 destination_url = $(DESTINATION_URL)
 clickhouse_url = $(CLICKHOUSE_URL)
+bigquery_url = $(BIGQUERY_URL)
 else
 source_url = $(shell $(postgres) url source)
 destination_url = $(shell $(postgres) url destination)
 clickhouse_url = $(shell $(clickhouse) url clickhouse)
+bigquery_url = $(shell $(bigquery) url bigquery)
 e2e: servers
 endif
 .PHONY: e2e
 e2e: $(needs_cluster) ## end-to-end tests on a real Kubernetes
 	@$(step) "e2e build" cargo test --locked --no-run --test e2e
 	@$(step) "chart install" $(on_node) $(testbed)/install-chart
-	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(source_url) DESTINATION_URL=$(destination_url) CLICKHOUSE_URL=$(clickhouse_url) \
+	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(source_url) DESTINATION_URL=$(destination_url) CLICKHOUSE_URL=$(clickhouse_url) BIGQUERY_URL=$(bigquery_url) \
 	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) $(TEST)
 ifneq ($(CLUSTER)$(TEST),existing)
 ifeq ($(TEST),)
@@ -98,6 +118,8 @@ endif
 servers: cluster-up
 	@$(step) "PostgreSQL 17 and 18" $(postgres) install 17 18
 	@$(step) "ClickHouse" $(clickhouse) install
+	@$(step) "BigQuery, an emulator" $(bigquery) install
+	@$(step) "destination, BigQuery" $(bigquery) up bigquery 9050 --on-node
 	@$(step) "destination, ClickHouse" $(clickhouse) up clickhouse 8123 --on-node
 	@$(step) "source, PostgreSQL $(SOURCE_POSTGRES)" $(postgres) up source $(SOURCE_POSTGRES) 5432 --on-node
 	@$(step) "destination, PostgreSQL $(DESTINATION_POSTGRES)" $(postgres) up destination $(DESTINATION_POSTGRES) 5433 --on-node
@@ -135,12 +157,14 @@ cluster-up: setup ## start the local cluster, if it is not up
 cluster-down: ## stop the local cluster and its databases; nothing is left
 	@$(postgres) down --on-node
 	@$(clickhouse) down --on-node
+	@$(bigquery) down --on-node
 	@$(cluster) down
 
 .PHONY: clean
 clean: cluster-down ## stop everything and delete what was built, except for the cluster's programs
 	@$(postgres) down --all
 	@$(clickhouse) down --all
+	@$(bigquery) down --all
 	@cargo clean
 
 # Without a cluster, the chart's tests need this much of its programs.

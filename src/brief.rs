@@ -7,7 +7,7 @@ use crate::{
         mirror::{Replication, Snapshot, SoftDelete, Table},
         resync::{Carry, OnOldSnapshot},
     },
-    destination::clickhouse,
+    destination::{bigquery, clickhouse},
     name,
     postgres::Connection,
 };
@@ -71,6 +71,9 @@ pub enum DestinationPeer {
     /// A ClickHouse server.
     #[serde(rename = "clickhouse")]
     ClickHouse(clickhouse::Peer),
+    /// A dataset of BigQuery.
+    #[serde(rename = "bigquery")]
+    BigQuery(bigquery::Peer),
 }
 
 impl DestinationPeer {
@@ -79,6 +82,7 @@ impl DestinationPeer {
         match self {
             Self::Postgres(connection) => connection,
             Self::ClickHouse(peer) => &peer.at,
+            Self::BigQuery(peer) => &peer.at,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The custom resources of `mirror-operator.io/v1alpha1`: Peer, Mirror and MirrorResync. No I/O.
 
+pub mod bigquery;
 pub mod clickhouse;
 pub mod condition;
 pub mod mirror;

@@ -36,7 +36,7 @@ use super::{
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.postgres) != has(self.clickhouse)").message("exactly one kind of database must be given: postgres or clickhouse"),
+    validation = Rule::new("[has(self.postgres), has(self.clickhouse), has(self.bigquery)].filter(given, given).size() == 1").message("exactly one kind of database must be given: postgres, clickhouse or bigquery"),
     validation = Rule::new("has(self.postgres) || !('Source' in self.roles)").message("only a PostgreSQL database can have the role Source")
 )]
 pub struct PeerSpec {
@@ -49,6 +49,9 @@ pub struct PeerSpec {
     /// A ClickHouse server, version 24.12 or newer. Destination only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clickhouse: Option<ClickHousePeer>,
+    /// A dataset of BigQuery. Destination only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bigquery: Option<BigQueryPeer>,
 }
 
 /// What a mirror uses a peer for.
@@ -123,6 +126,37 @@ pub struct ClickHousePeer {
     pub settings: std::collections::BTreeMap<String, String>,
 }
 
+/// How to reach a dataset of BigQuery.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BigQueryPeer {
+    /// Id of the project that has the dataset and pays for jobs.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9.:-]+$"))]
+    pub project: String,
+    /// Name of the dataset that holds the ledger and, unless the Mirror says otherwise, the tables. It must be there.
+    #[schemars(length(min = 1, max = 1024), regex(pattern = "^[A-Za-z0-9_]+$"))]
+    pub dataset: String,
+    /// Where the dataset is, such as `EU` or `europe-west3`; asked of the dataset if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub location: Option<String>,
+    /// The Secret and key that hold the key file (JSON) of a service account. Without it the pods' own identity is used, as the metadata server gives it:
+    /// that of Workload Identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_secret_ref: Option<SecretKeyRef>,
+    /// Base URL of the REST API, for private endpoints and tests. With `http` nobody's credentials are sent.
+    #[serde(default = "default_bigquery_endpoint")]
+    #[schemars(length(min = 1, max = 300), regex(pattern = "^https?://[^/]+$"))]
+    pub endpoint: String,
+    /// Base URL of the Storage Write API, in the same way.
+    #[serde(default = "default_bigquery_storage_endpoint")]
+    #[schemars(length(min = 1, max = 300), regex(pattern = "^https?://[^/]+$"))]
+    pub storage_endpoint: String,
+    /// How long to wait for a connection.
+    #[serde(default = "default_connect_timeout")]
+    pub connect_timeout: Span,
+}
+
 /// A key of a Secret in the same namespace.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -184,7 +218,7 @@ pub struct PeerStatus {
     /// The generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The kind of database: PostgreSQL or ClickHouse.
+    /// The kind of database: PostgreSQL, ClickHouse or BigQuery.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub type_: Option<String>,
     /// The server's version as it states it.
@@ -208,6 +242,14 @@ fn default_port() -> u16 {
 
 fn default_clickhouse_port() -> u16 {
     8123
+}
+
+fn default_bigquery_endpoint() -> String {
+    "https://bigquery.googleapis.com".into()
+}
+
+fn default_bigquery_storage_endpoint() -> String {
+    "https://bigquerystorage.googleapis.com".into()
 }
 
 fn default_connect_timeout() -> Span {

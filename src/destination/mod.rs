@@ -1,5 +1,6 @@
 //! Where a mirror's tables live: the contract that every destination keeps, and its implementations.
 
+pub mod bigquery;
 pub mod clickhouse;
 pub mod postgres;
 
@@ -225,6 +226,7 @@ pub struct ColumnType {
 pub fn column_type(brief: &Brief, table: &Table, column: &str, declared: &str, source: &SourceType, not_null: bool) -> ColumnType {
     match &brief.destination {
         DestinationPeer::ClickHouse(_) => clickhouse::column_type(table, column, declared, source, not_null),
+        DestinationPeer::BigQuery(_) => bigquery::column_type(table, column, declared, source),
         DestinationPeer::Postgres(_) => {
             let wanted = table.columns.iter().find(|c| c.source == column).and_then(|c| c.type_.as_deref());
             let mapped = type_map::destination_type(source, wanted);
@@ -259,6 +261,7 @@ pub async fn open(brief: &Brief) -> Result<Box<dyn Destination>, Error> {
     match &brief.destination {
         DestinationPeer::Postgres(to) => Ok(Box::new(postgres::Postgres::new(brief.clone(), to.clone()))),
         DestinationPeer::ClickHouse(to) => Ok(Box::new(clickhouse::ClickHouse::new(brief.clone(), to.clone()))),
+        DestinationPeer::BigQuery(to) => Ok(Box::new(bigquery::BigQuery::new(brief.clone(), to.clone()))),
     }
 }
 

@@ -84,6 +84,9 @@ fn wanted(spec: &MirrorSpec, destination: &DestinationPeer) -> Wanted {
             }
         }
     }
+    if let DestinationPeer::BigQuery(at) = destination {
+        into_database(&mut wanted.tables, &at.at.database);
+    }
     wanted
 }
 
@@ -177,5 +180,26 @@ mod tests {
         assert!(matches!(&made.destination, DestinationPeer::ClickHouse(peer) if peer.at.port == 8123));
         let same = mirror(json!([{ "source": "a.orders" }, { "source": "b.orders" }]));
         assert!(brief(&same, None, 1, Some(&source), Some(&destination)).unwrap_err().contains("same destination"));
+    }
+
+    #[test]
+    fn tables_for_bigquery_go_into_the_peers_dataset_and_its_key_is_mounted() {
+        let source: Peer = object("Peer", "a", json!({ "roles": ["Source"], "postgres": { "host": "h", "database": "d", "user": "u" } }));
+        let at = json!({ "project": "my-project", "dataset": "shop", "credentialsSecretRef": { "name": "bq", "key": "key.json" } });
+        let destination: Peer = object("Peer", "b", json!({ "roles": ["Destination"], "bigquery": at }));
+        let mirror: Mirror = object(
+            "Mirror",
+            "m",
+            json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.orders" }] }),
+        );
+        let made = brief(&mirror, None, 1, Some(&source), Some(&destination)).unwrap();
+        assert_eq!((made.tables[0].destination.as_deref(), made.soft_delete.column.as_str()), (Some("shop.orders"), "_PEERDB_IS_DELETED"));
+        let DestinationPeer::BigQuery(peer) = &made.destination else { panic!("{:?}", made.destination) };
+        assert_eq!(
+            (peer.endpoint.as_str(), peer.storage_endpoint.as_str()),
+            ("https://bigquery.googleapis.com", "https://bigquerystorage.googleapis.com")
+        );
+        let key = made.destination.connection().password.as_ref().unwrap();
+        assert_eq!((key.secret.as_str(), key.path.to_str()), ("bq", Some("/etc/mirror-operator/destination/password/value")));
     }
 }

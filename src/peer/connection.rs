@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use crate::{
     api::{
         Peer,
-        peer::{SecretKeyRef, Tls},
+        peer::{BigQueryPeer, SecretKeyRef, Tls, TlsMode},
     },
     brief::DestinationPeer,
-    destination::clickhouse,
+    destination::{bigquery, clickhouse},
     postgres::{Connection, connect::SecretFile},
 };
 
@@ -23,11 +23,27 @@ pub fn connection(peer: &Peer, side: &str) -> Option<Connection> {
 
 /// The same for a peer of whatever kind, in the role `destination` or `peer`. `None` if this version does not know the kind.
 pub fn destination(peer: &Peer, side: &str) -> Option<DestinationPeer> {
+    if let Some(dataset) = &peer.spec.bigquery {
+        return Some(DestinationPeer::BigQuery(self::dataset(peer, side, dataset)));
+    }
     let Some(clickhouse) = &peer.spec.clickhouse else { return connection(peer, side).map(DestinationPeer::Postgres) };
     let at = (clickhouse.host.as_str(), clickhouse.port);
     let who = (clickhouse.database.as_str(), clickhouse.user.as_str(), clickhouse.password_secret_ref.as_ref());
     let at = reach(peer, side, at, who, &clickhouse.tls, &clickhouse.connect_timeout);
     Some(DestinationPeer::ClickHouse(clickhouse::Peer { at, settings: clickhouse.settings.clone(), cluster: clickhouse.cluster.clone() }))
+}
+
+fn dataset(peer: &Peer, side: &str, at: &BigQueryPeer) -> bigquery::Peer {
+    let host = at.endpoint.split_once("://").map_or(at.endpoint.as_str(), |(_, host)| host);
+    let who = (at.dataset.as_str(), "", at.credentials_secret_ref.as_ref());
+    let tls = Tls { mode: TlsMode::VerifyFull, ..Tls::default() };
+    bigquery::Peer {
+        at: reach(peer, side, (host, 443), who, &tls, &at.connect_timeout),
+        project: at.project.clone(),
+        location: at.location.clone(),
+        endpoint: at.endpoint.clone(),
+        storage_endpoint: at.storage_endpoint.clone(),
+    }
 }
 
 fn reach(

@@ -111,11 +111,19 @@ pub fn plan(peer: &Peer, seen: &Observed, now: Timestamp) -> Plan {
 /// Writes down what an ended check has said. It is told unless it was already.
 fn take_down(peer: &Peer, check: &CheckFacts, status: &mut PeerStatus, now: Timestamp) -> Option<Effect> {
     status.observed_generation = peer.metadata.generation;
-    status.type_ = Some(if peer.spec.clickhouse.is_some() { "ClickHouse" } else { "PostgreSQL" }.into());
+    status.type_ = Some(kind(peer).into());
     let (verdict, reason, message) = judge(check, status);
     let known = condition::get(&status.conditions, "Ready").is_some_and(|c| c.message == message && c.status == verdict.as_str());
     condition::set(&mut status.conditions, "Ready", verdict, &reason, &message, peer.metadata.generation, now);
     (!known).then(|| Effect::Say(Notice { warning: verdict != Verdict::True, reason, message }))
+}
+
+fn kind(peer: &Peer) -> &'static str {
+    match &peer.spec {
+        spec if spec.clickhouse.is_some() => "ClickHouse",
+        spec if spec.bigquery.is_some() => "BigQuery",
+        _ => "PostgreSQL",
+    }
 }
 
 /// How long until a check is due: at once for a new generation, after a while if the last one failed, never if it went well.

@@ -9,6 +9,7 @@ use mirror_operator::{
 
 use crate::{
     fixture::{Fixture, boundary, for_every_kind, from_loaded, load, open, plan, table, until_loaded, whole},
+    on_bigquery::OnBigQuery,
     on_clickhouse::{OnClickHouse, OnOrdinary},
     on_postgres::OnPostgres,
 };

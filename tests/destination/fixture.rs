@@ -54,6 +54,12 @@ macro_rules! for_every_kind {
                 super::$name::<super::OnPostgres>().await;
             })*
         }
+        mod on_bigquery {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name::<super::OnBigQuery>().await;
+            })*
+        }
         mod on_a_clickhouse_server {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $name() {

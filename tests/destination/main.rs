@@ -7,11 +7,13 @@ mod support;
 #[path = "../support/tls.rs"]
 mod tls;
 
+mod bigquery;
 mod carry;
 mod clickhouse;
 mod contract;
 mod fixture;
 mod hanging;
+mod on_bigquery;
 mod on_clickhouse;
 mod on_postgres;
 mod proxy;

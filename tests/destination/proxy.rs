@@ -23,8 +23,8 @@ pub type Change = Arc<dyn Fn(Vec<u8>) -> Vec<u8> + Send + Sync>;
 /// Where the cut comes: the request with this number is executed by the server, but its reply never arrives. 0: never.
 pub struct Proxy {
     pub address: SocketAddr,
-    seen: Arc<AtomicU32>,
-    cut_at: u32,
+    pub seen: Arc<AtomicU32>,
+    pub cut_at: u32,
 }
 
 impl Proxy {

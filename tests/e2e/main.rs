@@ -9,6 +9,7 @@
 mod alone;
 mod away;
 mod bad_input;
+mod bigquery;
 mod clickhouse;
 mod endings;
 mod failures;

@@ -16,6 +16,7 @@ use tokio_postgres::Client;
 pub const SOURCE: &str = "MIRROR_TEST_SOURCE_URL";
 pub const DESTINATION: &str = "MIRROR_TEST_DESTINATION_URL";
 pub const CLICKHOUSE: &str = "MIRROR_TEST_CLICKHOUSE_URL";
+pub const BIGQUERY: &str = "MIRROR_TEST_BIGQUERY_URL";
 
 /// The server that an environment variable names: `postgres://user:password@host:port/database`, or with `http` for ClickHouse.
 pub fn connection(variable: &str) -> Connection {

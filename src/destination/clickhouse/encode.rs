@@ -3,12 +3,12 @@
 //! Both forms of a value give the same bytes, so that the load, which reads binary tuples, and the change stream, which reads text, agree. The change stream
 //! writes rows one by one; the load writes columns, which the server takes as they are.
 
-mod array;
+pub(in crate::destination) mod array;
 mod copy;
 mod decimal;
 mod native;
 mod sink;
-mod time;
+pub(in crate::destination) mod time;
 
 use super::types::{Type, modifiers};
 use crate::{api::clickhouse::OutOfRange, destination::Cell, table::TableSchema};

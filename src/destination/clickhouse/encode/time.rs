@@ -18,14 +18,14 @@ pub(super) const NOT_IN_KEY: &str = "ClickHouse's type does not hold the date as
 
 /// A moment in microseconds since 1970, or what is before or after all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Moment {
+pub(in crate::destination) enum Moment {
     Before,
     At(i128),
     After,
 }
 
 /// From the binary form of `date`: days since 2000.
-pub(super) fn date_from_binary(bytes: &[u8]) -> Option<Moment> {
+pub(in crate::destination) fn date_from_binary(bytes: &[u8]) -> Option<Moment> {
     Some(match i32::from_be_bytes(bytes.try_into().ok()?) {
         i32::MAX => Moment::After,
         i32::MIN => Moment::Before,
@@ -34,7 +34,7 @@ pub(super) fn date_from_binary(bytes: &[u8]) -> Option<Moment> {
 }
 
 /// From the binary form of `timestamp` and `timestamptz`: microseconds since 2000.
-pub(super) fn timestamp_from_binary(bytes: &[u8]) -> Option<Moment> {
+pub(in crate::destination) fn timestamp_from_binary(bytes: &[u8]) -> Option<Moment> {
     Some(match i64::from_be_bytes(bytes.try_into().ok()?) {
         i64::MAX => Moment::After,
         i64::MIN => Moment::Before,
@@ -43,7 +43,7 @@ pub(super) fn timestamp_from_binary(bytes: &[u8]) -> Option<Moment> {
 }
 
 /// From the text form of either, in PostgreSQL's ISO style: `2000-01-01`, `2000-01-01 12:30:00.5+02`, `0044-03-15 BC`, `infinity`.
-pub(super) fn from_text(text: &[u8]) -> Result<Moment, &'static str> {
+pub(in crate::destination) fn from_text(text: &[u8]) -> Result<Moment, &'static str> {
     match text {
         b"infinity" => return Ok(Moment::After),
         b"-infinity" => return Ok(Moment::Before),
