@@ -7,7 +7,7 @@ use crate::{
         mirror::{Replication, Snapshot, SoftDelete, Table},
         resync::{Carry, OnOldSnapshot},
     },
-    destination::clickhouse,
+    destination::{clickhouse, snowflake},
     name,
     postgres::Connection,
 };
@@ -71,6 +71,8 @@ pub enum DestinationPeer {
     /// A ClickHouse server.
     #[serde(rename = "clickhouse")]
     ClickHouse(clickhouse::Peer),
+    /// A Snowflake account.
+    Snowflake(snowflake::Peer),
 }
 
 impl DestinationPeer {
@@ -79,6 +81,7 @@ impl DestinationPeer {
         match self {
             Self::Postgres(connection) => connection,
             Self::ClickHouse(peer) => &peer.at,
+            Self::Snowflake(peer) => &peer.at,
         }
     }
 }

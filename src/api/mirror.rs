@@ -111,6 +111,9 @@ pub struct Table {
     /// How the table is kept, if the destination is ClickHouse.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clickhouse: Option<super::clickhouse::ClickHouseTable>,
+    /// How the table is kept, if the destination is Snowflake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snowflake: Option<super::snowflake::SnowflakeTable>,
 }
 
 /// A column that bears another name or type at the destination.

@@ -3,7 +3,7 @@
 use crate::{
     api::peer::Role,
     brief::DestinationPeer,
-    destination::clickhouse,
+    destination::{clickhouse, snowflake},
     postgres::{Connection, connect},
     report::PeerReport,
     source::{Error, error::connect_failure, preflight},
@@ -13,6 +13,7 @@ use crate::{
 pub async fn run(peer: &DestinationPeer, roles: &[Role]) -> PeerReport {
     match peer {
         DestinationPeer::ClickHouse(peer) => clickhouse::check(peer).await,
+        DestinationPeer::Snowflake(peer) => snowflake::check(peer).await,
         DestinationPeer::Postgres(peer) => {
             let mut report = PeerReport::default();
             if let Err(error) = look(peer, roles, &mut report).await {

@@ -2,6 +2,7 @@
 
 pub mod clickhouse;
 pub mod postgres;
+pub mod snowflake;
 
 use std::collections::BTreeSet;
 
@@ -224,11 +225,20 @@ pub struct ColumnType {
 pub fn column_type(brief: &Brief, table: &Table, column: &str, declared: &str, source: &SourceType, not_null: bool) -> ColumnType {
     match &brief.destination {
         DestinationPeer::ClickHouse(_) => clickhouse::column_type(table, column, declared, source, not_null),
+        DestinationPeer::Snowflake(_) => snowflake::column_type(table, column, declared, source),
         DestinationPeer::Postgres(_) => {
             let wanted = table.columns.iter().find(|c| c.source == column).and_then(|c| c.type_.as_deref());
             let mapped = type_map::destination_type(source, wanted);
             ColumnType { destination_type: mapped.destination_type, binary: mapped.binary, as_text: false }
         }
+    }
+}
+
+/// A column's name as the destination that the brief names stores it.
+pub fn column_name(brief: &Brief, wanted: &str) -> String {
+    match &brief.destination {
+        DestinationPeer::Snowflake(peer) => peer.names.stored(wanted),
+        DestinationPeer::Postgres(_) | DestinationPeer::ClickHouse(_) => wanted.to_string(),
     }
 }
 
@@ -251,6 +261,7 @@ pub async fn open(brief: &Brief) -> Result<Box<dyn Destination>, Error> {
     match &brief.destination {
         DestinationPeer::Postgres(to) => Ok(Box::new(postgres::Postgres::new(brief.clone(), to.clone()))),
         DestinationPeer::ClickHouse(to) => Ok(Box::new(clickhouse::ClickHouse::new(brief.clone(), to.clone()))),
+        DestinationPeer::Snowflake(to) => Ok(Box::new(snowflake::Snowflake::new(brief.clone(), to.clone()))),
     }
 }
 

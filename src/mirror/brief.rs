@@ -84,6 +84,16 @@ fn wanted(spec: &MirrorSpec, destination: &DestinationPeer) -> Wanted {
             }
         }
     }
+    if let DestinationPeer::Snowflake(at) = destination {
+        into_database(&mut wanted.tables, &at.schema);
+        for table in &mut wanted.tables {
+            let name = table.destination.as_deref().and_then(TableName::parse);
+            table.destination = name.map(|n| quoted(&at.names.stored(&n.schema), &at.names.stored(&n.name))).or(table.destination.take());
+        }
+        for name in [&mut wanted.soft_delete.column, &mut wanted.synced_at_column] {
+            *name = at.names.stored(name);
+        }
+    }
     wanted
 }
 
@@ -125,12 +135,16 @@ fn distinct(tables: &[Table]) -> Result<(), String> {
 
 /// Tables that name no destination go into this database.
 fn into_database(tables: &mut [Table], database: &str) {
-    let database = if database.contains(['.', '"']) { format!("\"{}\"", database.replace('"', "\"\"")) } else { database.into() };
     for table in tables {
         if let (None, Some(source)) = (&table.destination, TableName::parse(&table.source)) {
-            table.destination = Some(format!("{database}.{}", source.name));
+            table.destination = Some(quoted(database, &source.name));
         }
     }
+}
+
+/// A table's name as people write it: see [`TableName::parse`].
+fn quoted(schema: &str, name: &str) -> String {
+    if schema.contains(['.', '"']) { format!("\"{}\".{name}", schema.replace('"', "\"\"")) } else { format!("{schema}.{name}") }
 }
 
 fn known<T>(peer: Option<&Peer>, name: &str, role: Role, reach: impl Fn(&Peer, &str) -> Option<T>) -> Result<T, String> {

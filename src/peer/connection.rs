@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use crate::{
     api::{
         Peer,
-        peer::{SecretKeyRef, Tls},
+        peer::{SecretKeyRef, SnowflakePeer, Tls},
     },
     brief::DestinationPeer,
-    destination::clickhouse,
+    destination::{clickhouse, snowflake},
     postgres::{Connection, connect::SecretFile},
 };
 
@@ -23,11 +23,33 @@ pub fn connection(peer: &Peer, side: &str) -> Option<Connection> {
 
 /// The same for a peer of whatever kind, in the role `destination` or `peer`. `None` if this version does not know the kind.
 pub fn destination(peer: &Peer, side: &str) -> Option<DestinationPeer> {
+    if let Some(snowflake) = &peer.spec.snowflake {
+        return Some(DestinationPeer::Snowflake(account(peer, side, snowflake)));
+    }
     let Some(clickhouse) = &peer.spec.clickhouse else { return connection(peer, side).map(DestinationPeer::Postgres) };
     let at = (clickhouse.host.as_str(), clickhouse.port);
     let who = (clickhouse.database.as_str(), clickhouse.user.as_str(), clickhouse.password_secret_ref.as_ref());
     let at = reach(peer, side, at, who, &clickhouse.tls, &clickhouse.connect_timeout);
     Some(DestinationPeer::ClickHouse(clickhouse::Peer { at, settings: clickhouse.settings.clone(), cluster: clickhouse.cluster.clone() }))
+}
+
+fn account(peer: &Peer, side: &str, snowflake: &SnowflakePeer) -> snowflake::Peer {
+    let names = snowflake.names;
+    let host = snowflake.host.clone().unwrap_or_else(|| snowflake::host(&snowflake.account));
+    let secret = snowflake.private_key_secret_ref.as_ref().or(snowflake.password_secret_ref.as_ref());
+    let who = (names.stored(&snowflake.database), names.stored(&snowflake.user));
+    let at = reach(peer, side, (&host, snowflake.port), (&who.0, &who.1, secret), &snowflake.tls, &snowflake.connect_timeout);
+    let stored = |name: &String| names.stored(name);
+    snowflake::Peer {
+        at,
+        account: snowflake.account.clone(),
+        schema: stored(&snowflake.schema),
+        warehouse: snowflake.warehouse.as_ref().map(stored),
+        role: snowflake.role.as_ref().map(stored),
+        key_pair: snowflake.private_key_secret_ref.is_some(),
+        names,
+        patience_millis: snowflake::PATIENCE_MILLIS,
+    }
 }
 
 fn reach(

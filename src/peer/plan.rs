@@ -111,7 +111,12 @@ pub fn plan(peer: &Peer, seen: &Observed, now: Timestamp) -> Plan {
 /// Writes down what an ended check has said. It is told unless it was already.
 fn take_down(peer: &Peer, check: &CheckFacts, status: &mut PeerStatus, now: Timestamp) -> Option<Effect> {
     status.observed_generation = peer.metadata.generation;
-    status.type_ = Some(if peer.spec.clickhouse.is_some() { "ClickHouse" } else { "PostgreSQL" }.into());
+    let kind = match &peer.spec {
+        spec if spec.clickhouse.is_some() => "ClickHouse",
+        spec if spec.snowflake.is_some() => "Snowflake",
+        _ => "PostgreSQL",
+    };
+    status.type_ = Some(kind.into());
     let (verdict, reason, message) = judge(check, status);
     let known = condition::get(&status.conditions, "Ready").is_some_and(|c| c.message == message && c.status == verdict.as_str());
     condition::set(&mut status.conditions, "Ready", verdict, &reason, &message, peer.metadata.generation, now);

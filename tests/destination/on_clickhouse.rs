@@ -139,6 +139,7 @@ impl<const ATOMIC: bool> Fixture for Place<ATOMIC> {
             exclude_columns: vec![],
             columns: vec![],
             clickhouse: Some(options.clone()),
+            snowflake: None,
         };
         brief.tables = self.options.iter().map(table).collect();
         brief

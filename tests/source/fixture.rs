@@ -52,6 +52,7 @@ impl Fixture {
             exclude_columns: Vec::new(),
             columns: Vec::new(),
             clickhouse: None,
+            snowflake: None,
         };
         Brief {
             namespace: "test".into(),

@@ -2,7 +2,7 @@
 //!
 //! Both forms of a value give the same bytes, so that the load, which reads binary tuples, and the change stream, which reads text, agree.
 
-mod array;
+pub(in crate::destination) mod array;
 mod copy;
 mod decimal;
 mod time;

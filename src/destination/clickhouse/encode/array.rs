@@ -2,14 +2,14 @@
 
 /// An array as it is written in text: what is in braces, or one element.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Item {
+pub(in crate::destination) enum Item {
     Null,
     Element(Vec<u8>),
     Array(Vec<Item>),
 }
 
 /// Reads the text form: `{1,NULL,"a b"}`, `{{1,2},{3,4}}`, `[0:1]={1,2}` (PostgreSQL docs, "Array Input and Output Syntax").
-pub(super) fn read(text: &[u8]) -> Option<Vec<Item>> {
+pub(in crate::destination) fn read(text: &[u8]) -> Option<Vec<Item>> {
     let start = if text.first() == Some(&b'[') { text.iter().position(|b| *b == b'=')? + 1 } else { 0 };
     let mut at = start;
     let items = braces(text, &mut at)?;
@@ -74,13 +74,13 @@ fn bare(text: &[u8], at: &mut usize) -> Option<Item> {
 }
 
 /// The binary form: its dimensions, and then its elements one by one (PostgreSQL source, `array_send`).
-pub(super) struct Binary<'a> {
-    pub(super) dimensions: Vec<usize>,
+pub(in crate::destination) struct Binary<'a> {
+    pub(in crate::destination) dimensions: Vec<usize>,
     rest: &'a [u8],
 }
 
 impl<'a> Binary<'a> {
-    pub(super) fn read(bytes: &'a [u8]) -> Option<Self> {
+    pub(in crate::destination) fn read(bytes: &'a [u8]) -> Option<Self> {
         let mut array = Self { dimensions: Vec::new(), rest: bytes };
         let count = array.number()?;
         // Whether there are NULLs, and the element's type.
@@ -102,7 +102,7 @@ impl<'a> Binary<'a> {
     }
 
     /// The next element; the inner `None` is NULL.
-    pub(super) fn element(&mut self) -> Option<Option<&'a [u8]>> {
+    pub(in crate::destination) fn element(&mut self) -> Option<Option<&'a [u8]>> {
         let Ok(length) = usize::try_from(self.number()?) else { return Some(None) };
         let (element, rest) = self.rest.split_at_checked(length)?;
         self.rest = rest;
