@@ -5,7 +5,7 @@ SHELL := bash
 
 # CLUSTER=existing uses the cluster of KUBECONFIG instead of the testbed's. It needs IMAGE, a reference that the
 # cluster can pull; e2e also needs SOURCE_URL and DESTINATION_URL, superusers' URLs of two servers that pods and this machine
-# reach, CLICKHOUSE_URL, that of a ClickHouse server (http://user:password@host:port/database), and the password of their superuser `postgres` in PGPASSWORD.
+# reach, CLICKHOUSE_URL, that of a ClickHouse server (http://user:password@host:port/database), SNOWFLAKE_URL, that of a stand-in for Snowflake, and the password of their superuser `postgres` in PGPASSWORD.
 CLUSTER ?= local
 # Versions of PostgreSQL: those of the contract tests (14 to 18 serve), and those of the end-to-end tests' two servers.
 POSTGRES ?= 15 18
@@ -21,9 +21,10 @@ testbed := tests/testbed
 cluster := $(testbed)/cluster/cluster
 postgres := $(testbed)/postgres
 clickhouse := $(testbed)/clickhouse
+snowflake := $(testbed)/snowflake
 step := $(testbed)/step
 scripts := $(wildcard .ci/run bench/run demo/run demo/watch demo/destination/*.sh tests/chart/golden.sh) \
-  $(addprefix $(testbed)/,check-image cluster/cluster cluster/node clickhouse contract image install-chart pack postgres setup step)
+  $(addprefix $(testbed)/,check-image cluster/cluster cluster/node clickhouse contract image install-chart pack postgres setup snowflake step)
 # The test suites, by what they need: database servers, a cluster, or neither.
 suites := $(basename $(notdir $(wildcard tests/*.rs) $(patsubst %/main.rs,%,$(wildcard tests/*/main.rs))))
 contract_suites := $(filter destination source stream,$(suites))
@@ -65,25 +66,34 @@ unit: setup helm ## tests that need no servers, and the documentation's examples
 	@$(step) "documentation tests" cargo test --locked --doc
 
 .PHONY: contract
-contract: setup ## tests of source, stream and destination against real PostgreSQL and ClickHouse servers (POSTGRES="14 15 ...")
+contract: setup ## tests of source, stream and destination against real PostgreSQL and ClickHouse servers, and stand-ins (POSTGRES="14 15 ...")
 	@$(step) "contract build" cargo test --locked --no-run $(addprefix --test ,$(contract_suites))
 	@$(testbed)/contract "$(POSTGRES)" "$(contract_suites)" $(TEST)
+
+# A real account: MIRROR_TEST_SNOWFLAKE_ACCOUNT, _USER, _DATABASE, _PRIVATE_KEY (the PEM itself) or _PASSWORD, and, if they are not the user's default ones, _WAREHOUSE, _ROLE
+# and _HOST. The role may create schemas in the database; each test has one of its own, which goes with it. Tests that cut off replies are left out.
+.PHONY: test-live
+test-live: setup ## the destinations' tests against the real accounts that MIRROR_TEST_SNOWFLAKE_ACCOUNT and others name (docs/snowflake.md)
+	@: $${MIRROR_TEST_SNOWFLAKE_ACCOUNT:?must be the identifier of an account}
+	@$(step) "live tests, Snowflake" cargo test --locked --test destination -- snowflake --skip lost_reply --test-threads=4
 
 ifeq ($(CLUSTER),existing)
 source_url = $(SOURCE_URL)
 destination_url = $(DESTINATION_URL)
 clickhouse_url = $(CLICKHOUSE_URL)
+snowflake_url = $(SNOWFLAKE_URL)
 else
 source_url = $(shell $(postgres) url source)
 destination_url = $(shell $(postgres) url destination)
 clickhouse_url = $(shell $(clickhouse) url clickhouse)
+snowflake_url = $(shell $(snowflake) url snowflake)
 e2e: servers
 endif
 .PHONY: e2e
 e2e: $(needs_cluster) ## end-to-end tests on a real Kubernetes
 	@$(step) "e2e build" cargo test --locked --no-run --test e2e
 	@$(step) "chart install" $(on_node) $(testbed)/install-chart
-	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(source_url) DESTINATION_URL=$(destination_url) CLICKHOUSE_URL=$(clickhouse_url) \
+	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(source_url) DESTINATION_URL=$(destination_url) CLICKHOUSE_URL=$(clickhouse_url) SNOWFLAKE_URL=$(snowflake_url) \
 	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) $(TEST)
 ifneq ($(CLUSTER)$(TEST),existing)
 ifeq ($(TEST),)
@@ -98,6 +108,7 @@ endif
 servers: cluster-up
 	@$(step) "PostgreSQL 17 and 18" $(postgres) install 17 18
 	@$(step) "ClickHouse" $(clickhouse) install
+	@$(step) "Snowflake's stand-in" $(snowflake) up snowflake 9480 --on-node
 	@$(step) "destination, ClickHouse" $(clickhouse) up clickhouse 8123 --on-node
 	@$(step) "source, PostgreSQL $(SOURCE_POSTGRES)" $(postgres) up source $(SOURCE_POSTGRES) 5432 --on-node
 	@$(step) "destination, PostgreSQL $(DESTINATION_POSTGRES)" $(postgres) up destination $(DESTINATION_POSTGRES) 5433 --on-node
@@ -135,12 +146,14 @@ cluster-up: setup ## start the local cluster, if it is not up
 cluster-down: ## stop the local cluster and its databases; nothing is left
 	@$(postgres) down --on-node
 	@$(clickhouse) down --on-node
+	@$(snowflake) down --on-node
 	@$(cluster) down
 
 .PHONY: clean
 clean: cluster-down ## stop everything and delete what was built, except for the cluster's programs
 	@$(postgres) down --all
 	@$(clickhouse) down --all
+	@$(snowflake) down --all
 	@cargo clean
 
 # Without a cluster, the chart's tests need this much of its programs.

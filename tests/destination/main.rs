@@ -13,6 +13,8 @@ mod contract;
 mod fixture;
 mod on_clickhouse;
 mod on_postgres;
+mod on_snowflake;
 mod proxy;
+mod snowflake;
 mod speed;
 mod swap;

@@ -68,6 +68,11 @@ impl Answer {
         self.rows.iter().map(|values| Row { names: &self.names, values })
     }
 
+    /// The rows' values.
+    pub(super) fn into_rows(self) -> Vec<Vec<Option<String>>> {
+        self.rows
+    }
+
     /// The first row's first value as a number; 0 if there is none.
     pub(super) fn number(&self) -> u64 {
         self.rows().next().map_or(0, |row| row.number(0))

@@ -101,19 +101,23 @@ struct Reply {
     data: Value,
 }
 
+/// What speaks HTTP with the service and with object storage.
+pub(super) fn http(to: &Peer) -> Result<reqwest::Client, Error> {
+    let limit = Duration::from_millis(to.at.connect_timeout_millis);
+    let builder = reqwest::Client::builder().connect_timeout(limit).tcp_nodelay(true).tcp_keepalive(Duration::from_secs(20));
+    let builder = match to.at.tls {
+        TlsMode::Disable => builder.no_proxy().tls_built_in_root_certs(false),
+        _ => builder.use_preconfigured_tls(tls_config(&to.at)?),
+    };
+    builder.build().map_err(|e| Error::Transient(format!("preparing connections to Snowflake: {e}")))
+}
+
 impl Client {
     /// Connects to nothing yet.
     pub(super) fn new(to: &Peer, tag: String) -> Result<Self, Error> {
         let unusable = |e: String| Error::Transient(format!("preparing connections to Snowflake: {e}"));
-        let limit = Duration::from_millis(to.at.connect_timeout_millis);
-        let mut builder = reqwest::Client::builder().connect_timeout(limit).tcp_nodelay(true).gzip(true).tcp_keepalive(Duration::from_secs(20));
-        let scheme = if to.at.tls == TlsMode::Disable {
-            builder = builder.no_proxy();
-            "http"
-        } else {
-            builder = builder.use_preconfigured_tls(tls_config(&to.at)?);
-            "https"
-        };
+        let http = http(to)?;
+        let scheme = if to.at.tls == TlsMode::Disable { "http" } else { "https" };
         let host = if to.at.host.contains(':') { format!("[{}]", to.at.host) } else { to.at.host.clone() };
         let url = Url::parse(&format!("{scheme}://{host}:{}/", to.at.port)).map_err(|e| unusable(e.to_string()))?;
         let door = Door {
@@ -121,7 +125,6 @@ impl Client {
             made_for: format!("{}.snowflakecomputing.com", to.account),
             patience: Duration::from_millis(to.patience_millis),
         };
-        let http = builder.build().map_err(|e| unusable(e.to_string()))?;
         let transport = Transport::new_with_middware(reqwest_middleware::ClientBuilder::new(http).with(door).build());
         Ok(Self { shared: Arc::new(Shared { transport, to: to.clone(), tag }), idle: Mutex::default() })
     }

@@ -100,6 +100,11 @@ pub async fn check(to: &Peer) -> PeerReport {
     })
 }
 
+/// Executes one statement in a session of its own and returns its rows as texts: for tests, against whatever account.
+pub async fn ask(to: &Peer, sql: &str) -> Result<Vec<Vec<Option<String>>>, Error> {
+    Ok(Client::new(to, "mirror-operator test".into())?.query(sql, "asking").await?.into_rows())
+}
+
 /// A column's type for this mirror, and how its values travel. `declared` is its type as the source's catalog prints it.
 pub fn column_type(table: &Table, column: &str, declared: &str, source: &SourceType) -> ColumnType {
     types::destination_type(declared, source, table.columns.iter().find(|c| c.source == column).and_then(|c| c.type_.as_deref()))

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use object_store::{
     ClientOptions, MultipartUpload, ObjectStore, PutPayload, RetryConfig, StaticCredentialProvider, aws::AmazonS3Builder,
     azure::MicrosoftAzureBuilder,
+    client::{HttpClient, HttpConnector},
     gcp::{GcpCredential, GoogleCloudStorageBuilder},
     path::Path,
 };
@@ -22,7 +23,7 @@ use zstd::stream::write::Encoder;
 
 use super::{
     Snowflake,
-    client::Peer,
+    client::{Peer, http},
     error::{meaning, permanent},
 };
 use crate::{api::peer::TlsMode, destination::Error};
@@ -128,6 +129,16 @@ impl Snowflake {
     }
 }
 
+/// Gives object storage the client that the service has.
+#[derive(Debug)]
+struct Connector(reqwest::Client);
+
+impl HttpConnector for Connector {
+    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(HttpClient::new(self.0.clone()))
+    }
+}
+
 impl Place {
     fn new(to: &Peer, info: Info) -> Result<Self, Error> {
         let unusable = |e: object_store::Error| Error::Transient(format!("preparing an upload: {e}"));
@@ -136,15 +147,13 @@ impl Place {
             return Err(permanent("StageEncryption", message));
         }
         let (bucket, prefix) = info.location.split_once('/').unwrap_or((&info.location, ""));
+        let connector = Connector(http(to)?);
         let retry = RetryConfig {
             retry_timeout: Duration::from_millis(to.patience_millis),
             max_retries: if to.patience_millis == 0 { 0 } else { 10 },
             ..RetryConfig::default()
         };
-        let options = ClientOptions::new()
-            .with_allow_http(to.at.tls == TlsMode::Disable)
-            .with_connect_timeout(Duration::from_millis(to.at.connect_timeout_millis))
-            .with_timeout(Duration::from_secs(300));
+        let options = ClientOptions::new().with_allow_http(to.at.tls == TlsMode::Disable);
         let Credentials { aws_key_id, aws_secret_key, aws_token, azure_sas_token, gcs_access_token } = info.creds;
         let endpoint = info.end_point.filter(|e| !e.is_empty()).map(|e| if e.contains("://") { e } else { format!("https://{e}") });
         let store: Arc<dyn ObjectStore> = match info.location_type.as_str() {
@@ -158,7 +167,7 @@ impl Place {
                 if let Some(endpoint) = endpoint {
                     builder = builder.with_endpoint(endpoint);
                 }
-                Arc::new(builder.with_client_options(options).with_retry(retry).build().map_err(unusable)?)
+                Arc::new(builder.with_client_options(options).with_http_connector(connector).with_retry(retry).build().map_err(unusable)?)
             }
             "AZURE" => {
                 let token = azure_sas_token.unwrap_or_default();
@@ -169,14 +178,14 @@ impl Place {
                 if let Some(endpoint) = endpoint.filter(|e| !e.ends_with("//blob.core.windows.net")) {
                     builder = builder.with_endpoint(endpoint);
                 }
-                Arc::new(builder.with_client_options(options).with_retry(retry).build().map_err(unusable)?)
+                Arc::new(builder.with_client_options(options).with_http_connector(connector).with_retry(retry).build().map_err(unusable)?)
             }
             "GCS" => {
                 let credential = GcpCredential { bearer: gcs_access_token.unwrap_or_default() };
                 let builder = GoogleCloudStorageBuilder::new()
                     .with_bucket_name(bucket)
                     .with_credentials(Arc::new(StaticCredentialProvider::new(credential)));
-                Arc::new(builder.with_client_options(options).with_retry(retry).build().map_err(unusable)?)
+                Arc::new(builder.with_client_options(options).with_http_connector(connector).with_retry(retry).build().map_err(unusable)?)
             }
             other => return Err(permanent("StageUnsupported", format!("the account keeps its stages at {other:?}, which this version cannot write to"))),
         };
