@@ -192,4 +192,35 @@ mod tests {
         let same = mirror(json!([{ "source": "a.orders" }, { "source": "b.orders" }]));
         assert!(brief(&same, None, 1, Some(&source), Some(&destination)).unwrap_err().contains("same destination"));
     }
+
+    #[test]
+    fn names_at_snowflake_follow_one_rule() {
+        let source: Peer = object("Peer", "a", json!({ "roles": ["Source"], "postgres": { "host": "h", "database": "d", "user": "u" } }));
+        let at = |names: &str| -> Peer {
+            let secret = json!({ "name": "s", "key": "k" });
+            let at = json!({ "account": "my_org-one", "database": "d.b", "schema": "shop", "user": "mirror", "role": "r", "warehouse": "Big", "privateKeySecretRef": secret, "names": names });
+            object("Peer", "b", json!({ "roles": ["Destination"], "snowflake": at }))
+        };
+        let tables = json!([{ "source": "public.orders" }, { "source": "public.Items" }, { "source": "public.t", "destination": "other.t" }]);
+        let mirror: Mirror = object("Mirror", "m", json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": tables }));
+        for (names, expected, database) in
+            [("Upper", ["SHOP.ORDERS", "SHOP.Items", "OTHER.T"], "D.B"), ("AsSource", ["shop.orders", "shop.Items", "other.t"], "d.b")]
+        {
+            let made = brief(&mirror, None, 1, Some(&source), Some(&at(names))).unwrap();
+            assert!(made_from(&made, &mirror.spec), "a mirror is in sync with itself");
+            let tables: Vec<_> = made.tables.iter().map(|t| TableName::parse(t.destination.as_deref().unwrap()).unwrap().to_string()).collect();
+            assert_eq!(tables, expected);
+            assert_eq!(made.soft_delete.column, "_PEERDB_IS_DELETED");
+            let DestinationPeer::Snowflake(to) = &made.destination else { panic!() };
+            assert_eq!((to.at.database.as_str(), to.at.host.as_str(), to.at.port), (database, "my-org-one.snowflakecomputing.com", 443));
+            assert!(to.key_pair && to.at.password.is_some() && to.warehouse.as_deref() == Some("Big"));
+        }
+        let clash: Mirror = object(
+            "Mirror",
+            "m",
+            json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.orders" }, { "source": "public.ORDERS" }] }),
+        );
+        assert!(brief(&clash, None, 1, Some(&source), Some(&at("Upper"))).unwrap_err().contains("same destination"));
+        assert!(brief(&clash, None, 1, Some(&source), Some(&at("AsSource"))).is_ok());
+    }
 }

@@ -17,7 +17,7 @@ use super::{
     client::Session,
     encode::{Refused, RowEncoder},
     error::{meaning, permanent},
-    ledger::{self, Applied, Counted, Drifted, Fact, Parked, Snapshot, Swapped, Table},
+    ledger::{self, Applied, Counted, Drifted, Entry, Fact, Parked, Snapshot, Swapped, Table},
     live::attributes,
     own::Own,
     quote::ident,
@@ -177,11 +177,11 @@ impl Applier for SnowflakeApplier {
     }
 
     async fn drift(&mut self, table: &TableSchema, drift: &BTreeSet<String>) -> Result<(), Error> {
-        self.at.record(&[self.at.entry(table.number, 0, &Drifted { drift: drift.clone() })?]).await
+        self.record(self.at.entry(table.number, 0, &Drifted { drift: drift.clone() })?).await
     }
 
     async fn park(&mut self, table: &TableSchema, why: &str) -> Result<(), Error> {
-        self.at.record(&[self.at.entry(table.number, 0, &Parked { why: why.into() })?]).await
+        self.record(self.at.entry(table.number, 0, &Parked { why: why.into() })?).await
     }
 
     async fn commit(&mut self, position: Lsn) -> Result<(), Error> {
@@ -210,6 +210,7 @@ impl Applier for SnowflakeApplier {
         }
         transaction.record(&entries).await?;
         self.session = Some(transaction.commit_and_keep().await?);
+        self.at.owner.writes_more();
         self.pending.clear();
         self.counted.clear();
         self.position = position;
@@ -229,6 +230,13 @@ enum Fill {
 }
 
 impl SnowflakeApplier {
+    /// Records a fact at once.
+    async fn record(&self, entry: Entry) -> Result<(), Error> {
+        self.at.record(&[entry]).await?;
+        self.at.owner.writes_more();
+        Ok(())
+    }
+
     async fn run(&mut self, sql: &str, doing: &str) -> Result<super::answer::Answer, Error> {
         let Some(session) = &mut self.session else { return Err(Error::Transient("the change stream's session is gone".into())) };
         let outcome = session.query(sql).await;
@@ -260,7 +268,7 @@ impl SnowflakeApplier {
         let Some(known) = self.tables.get_mut(&table.number) else { return Err(self.at.gone()) };
         known.schema = table.clone();
         let entry = self.at.entry(table.number, known.generation.into(), known)?;
-        self.at.record(&[entry]).await
+        self.record(entry).await
     }
 
     /// A value's text at PostgreSQL as an expression of the column's type.

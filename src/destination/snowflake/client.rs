@@ -32,6 +32,8 @@ use crate::{
 /// How long requests without an answer are sent again.
 pub const PATIENCE_MILLIS: u64 = 60_000;
 
+const AGENT: &str = concat!("mirror-operator/", env!("CARGO_PKG_VERSION"));
+
 /// How to reach a Snowflake account from a pod.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -104,7 +106,7 @@ struct Reply {
 /// What speaks HTTP with the service and with object storage.
 pub(super) fn http(to: &Peer) -> Result<reqwest::Client, Error> {
     let limit = Duration::from_millis(to.at.connect_timeout_millis);
-    let builder = reqwest::Client::builder().connect_timeout(limit).tcp_nodelay(true).tcp_keepalive(Duration::from_secs(20));
+    let builder = reqwest::Client::builder().user_agent(AGENT).connect_timeout(limit).tcp_nodelay(true).tcp_keepalive(Duration::from_secs(20));
     let builder = match to.at.tls {
         TlsMode::Disable => builder.no_proxy().tls_built_in_root_certs(false),
         _ => builder.use_preconfigured_tls(tls_config(&to.at)?),
@@ -284,7 +286,8 @@ impl Shared {
     /// What account, user and warehouse might have set otherwise (Snowflake docs, "Parameters").
     fn parameters(&self) -> Value {
         json!({
-            "CLIENT_VALIDATE_DEFAULT_PARAMETERS": true,
+            // Those of the user do not count where the Peer names others.
+            "CLIENT_VALIDATE_DEFAULT_PARAMETERS": false,
             "GO_QUERY_RESULT_FORMAT": "JSON",
             "AUTOCOMMIT": true,
             "QUERY_TAG": self.tag,

@@ -35,6 +35,11 @@ impl Refusal {
         matches!(self.code.as_str(), "002003" | "002043")
     }
 
+    /// Whether the account's edition, or the service, does not have what was asked for.
+    pub(super) fn is_unsupported(&self) -> bool {
+        matches!(self.code.as_str(), "000002" | "002140")
+    }
+
     /// Whether an object of that name exists.
     pub(super) fn exists_already(&self) -> bool {
         self.code == "002002"

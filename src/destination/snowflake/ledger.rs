@@ -11,7 +11,7 @@ use super::{
     answer::Answer,
     error::{meaning, permanent},
     mark,
-    quote::literal,
+    quote::{ident, literal},
     transaction::Transaction,
 };
 use crate::{
@@ -76,8 +76,6 @@ facts! {
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     found: BTreeMap<(String, u32), Row>,
-    /// The server's clock, in UTC, when they were read; empty if there are none.
-    pub(super) now: String,
 }
 
 #[derive(Debug)]
@@ -102,7 +100,6 @@ impl Facts {
         for row in answer.rows() {
             let fact = Row { version: row.number(2), value: row.text(3).into(), at: row.text(4).into() };
             facts.found.insert((row.text(0).into(), row.number(1) as u32), fact);
-            facts.now = row.text(5).into();
         }
         facts
     }
@@ -179,10 +176,11 @@ impl Snowflake {
         self.ledger()
     }
 
-    /// The query for what the ledger says of this epoch under a condition.
+    /// The query for what the ledger says of this epoch under a condition. Asked again while the ledger is as it was, it wakes no warehouse (Snowflake docs, "Using
+    /// persisted query results").
     pub(super) fn facts_sql(&self, condition: &str) -> String {
         format!(
-            "SELECT \"KIND\", \"NUMBER\", \"VERSION\", \"VALUE\", TO_VARCHAR(\"AT\"), TO_VARCHAR(SYSDATE()) FROM {} WHERE \"EPOCH\" = {} AND ({condition})",
+            "SELECT \"KIND\", \"NUMBER\", \"VERSION\", \"VALUE\", TO_VARCHAR(\"AT\") FROM {} WHERE \"EPOCH\" = {} AND ({condition})",
             self.ledger(),
             self.brief.epoch
         )
@@ -299,10 +297,19 @@ impl Snowflake {
         self.client()?.query(&format!("COMMENT ON TABLE {} IS {}", self.ledger(), literal(&words)), "writing the ledger").await.map(drop)
     }
 
-    /// What [`note_idle`](Self::note_idle) has written in this epoch.
+    /// What [`note_idle`](Self::note_idle) has written in this epoch. SHOW needs no warehouse either.
     pub(super) async fn idle(&self) -> Result<Option<Lsn>, Error> {
-        let found = super::live::find(self, &self.own_name()).await?;
-        Ok(found.and_then(|found| idle_of(&found.words, self.brief.epoch)))
+        let name = self.own_name();
+        let sql = format!("SHOW TABLES LIKE {} IN SCHEMA {}.{}", literal(&name.name), ident(&self.to.at.database), ident(&name.schema));
+        let answer = self.client()?.query(&sql, "reading the ledger").await?;
+        let ours = answer.rows().find(|row| row.named("name") == Some(&name.name));
+        Ok(ours.and_then(|row| idle_of(row.named("comment")?, self.brief.epoch)))
+    }
+
+    /// The server's clock, in UTC.
+    pub(super) async fn now(&self) -> Result<String, Error> {
+        let answer = self.client()?.query("SELECT TO_VARCHAR(SYSDATE(), 'YYYY-MM-DD HH24:MI:SS.FF6')", "reading the clock").await?;
+        Ok(answer.rows().next().map(|row| row.text(0).to_string()).unwrap_or_default())
     }
 
     fn describe(&self, more: &str) -> String {
@@ -349,6 +356,7 @@ pub(super) async fn state(at: &Snowflake) -> Result<Option<EpochState>, Error> {
     let Some(newest_epoch) = at.newest().await? else { return Ok(None) };
     let snapshot = facts.versioned::<Snapshot>(0)?;
     let start_lsn = snapshot.as_ref().map(|(_, s)| s.start_lsn).unwrap_or_default();
+    let swapped = facts.get::<Swapped>(0)?.is_some();
     let mut loaded = snapshot.is_some();
     for (number, _, table) in facts.all::<Table>()? {
         loaded &= facts.is_sealed(number, table.generation)?;
@@ -357,9 +365,9 @@ pub(super) async fn state(at: &Snowflake) -> Result<Option<EpochState>, Error> {
         generation: snapshot.as_ref().map_or(0, |(version, _)| *version as u32),
         snapshot_lsn: snapshot.map(|(_, s)| s.lsn).unwrap_or_default(),
         start_lsn,
-        applied_lsn: applied(&facts, at.idle().await?)?.unwrap_or(start_lsn),
+        applied_lsn: applied(&facts, if swapped { at.idle().await? } else { None })?.unwrap_or(start_lsn),
         loaded,
-        swapped: facts.get::<Swapped>(0)?.is_some(),
+        swapped,
         newest_epoch,
     }))
 }

@@ -43,9 +43,9 @@ pub(super) async fn chunk(
     let encoder = RowEncoder::new(table, at.options(table).out_of_range);
     let encoder = encoder.map_err(|why| permanent("TypeUnsupported", format!("{doing}: {why}")))?;
     let path = format!("e{}g{generation}/", at.brief.epoch);
-    let place = at.place(&path).await?;
+    let (place, now) = (at.place(&path).await?, at.now().await?);
     let written = write(CopyReader::new(&encoder, table.binary()), rows, &place, chunk.number, |e| refused(table, &e, &doing)).await?;
-    let copy = Copy { at, table, into: &into, path: &path, now: &facts.now, doing: &doing };
+    let copy = Copy { at, table, into: &into, path: &path, now: &now, doing: &doing };
     let loaded = copy.commit(chunk, generation, &written).await?;
     for file in &written.files {
         // Tried once: what is left goes with the epoch.

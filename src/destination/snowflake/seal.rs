@@ -2,7 +2,7 @@
 
 use super::{
     Snowflake,
-    error::permanent,
+    error::{meaning, permanent},
     ledger::{Done, Fact, Planned, Sealed, Table, shadow_of},
     live::{self, attributes},
     mark::Mark,
@@ -115,7 +115,12 @@ pub(super) async fn policies(at: &Snowflake, table: &TableName) -> Result<Option
         ident(&at.to.at.database),
         literal(&whole)
     );
-    let answer = at.client()?.query(&sql, "looking for policies").await?;
+    let answer = match at.client()?.try_query(&sql).await {
+        Ok(answer) => answer,
+        // Editions without policies.
+        Err(refusal) if refusal.is_unsupported() => return Ok(None),
+        Err(refusal) => return Err(meaning(&refusal, "looking for policies")),
+    };
     let found: Vec<String> = answer
         .rows()
         .map(|row| {

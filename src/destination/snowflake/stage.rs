@@ -164,9 +164,11 @@ impl Place {
                     .with_access_key_id(aws_key_id.unwrap_or_default())
                     .with_secret_access_key(aws_secret_key.unwrap_or_default())
                     .with_token(aws_token.unwrap_or_default());
-                if let Some(endpoint) = endpoint {
-                    builder = builder.with_endpoint(endpoint);
-                }
+                // By the bucket's own host, as drivers do and `SYSTEM$ALLOWLIST` lists it.
+                builder = match endpoint {
+                    Some(endpoint) => builder.with_endpoint(endpoint),
+                    None => builder.with_virtual_hosted_style_request(true),
+                };
                 Arc::new(builder.with_client_options(options).with_http_connector(connector).with_retry(retry).build().map_err(unusable)?)
             }
             "AZURE" => {

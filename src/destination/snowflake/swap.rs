@@ -64,8 +64,7 @@ pub(super) async fn swap(at: &Snowflake) -> Result<SwapReport, Error> {
 }
 
 async fn record(at: &Snowflake, mixed: Duration, retries: u32) -> Result<SwapReport, Error> {
-    let now = at.client()?.query("SELECT TO_VARCHAR(SYSDATE(), 'YYYY-MM-DD HH24:MI:SS')", "reading the clock").await?;
-    let now = now.rows().next().map(|row| row.text(0).get(..19).unwrap_or_default().replace(' ', "T")).unwrap_or_default();
+    let now = at.now().await?.get(..19).unwrap_or_default().replace(' ', "T");
     at.record(&[at.entry(0, 0, &Swapped { at: format!("{now}.000Z"), millis: mixed.as_millis() as i64, retries })?]).await?;
     ledger::swap_report(at).await?.ok_or_else(|| at.gone())
 }

@@ -1,6 +1,6 @@
 //! Who may apply: of all processes that opened the applier of an epoch, the last one. The transaction of each batch looks.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::super::{
     Snowflake,
@@ -16,11 +16,25 @@ pub(in super::super) struct Owner {
     name: String,
     /// Whether an applier was once this process' own.
     owned: AtomicBool,
+    /// How often it has written something since it owns the stream.
+    writes: AtomicU64,
+}
+
+impl Owner {
+    /// 0 as long as others write.
+    pub(in super::super) fn writes(&self) -> u64 {
+        self.writes.load(Ordering::SeqCst)
+    }
+
+    /// Something is written.
+    pub(super) fn writes_more(&self) {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 impl Default for Owner {
     fn default() -> Self {
-        Self { name: format!("{:016x}{:016x}", super::super::random(), super::super::random()), owned: AtomicBool::new(false) }
+        Self { name: format!("{:016x}{:016x}", super::super::random(), super::super::random()), owned: AtomicBool::new(false), writes: AtomicU64::new(0) }
     }
 }
 
@@ -39,6 +53,7 @@ pub(super) async fn take_over(at: &Snowflake) -> Result<String, Error> {
     transaction.record(&[at.entry(0, turn, &OwnerFact { token: token.clone() })?]).await?;
     transaction.commit().await?;
     owner.owned.store(true, Ordering::SeqCst);
+    owner.writes_more();
     Ok(token)
 }
 
