@@ -56,7 +56,8 @@ mod tests {
 
     #[test]
     fn names_without_capitals_are_found_without_quotes() {
-        for (name, upper) in [("orders", "ORDERS"), ("Orders", "Orders"), ("ORDERS", "ORDERS"), ("größe 1", "GRÖSSE 1"), ("_x$", "_X$")] {
+        for (name, upper) in [("orders", "ORDERS"), ("Orders", "Orders"), ("ORDERS", "ORDERS"), ("größe 1", "GRÖSSE 1"), ("_x$", "_X$")]
+        {
             assert_eq!((Upper.stored(name), AsSource.stored(name)), (upper.to_string(), name.to_string()));
         }
     }

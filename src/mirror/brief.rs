@@ -201,14 +201,16 @@ mod tests {
             let at = json!({ "account": "my_org-one", "database": "d.b", "schema": "shop", "user": "mirror", "role": "r", "warehouse": "Big", "privateKeySecretRef": secret, "names": names });
             object("Peer", "b", json!({ "roles": ["Destination"], "snowflake": at }))
         };
-        let tables = json!([{ "source": "public.orders" }, { "source": "public.Items" }, { "source": "public.t", "destination": "other.t" }]);
+        let tables =
+            json!([{ "source": "public.orders" }, { "source": "public.Items" }, { "source": "public.t", "destination": "other.t" }]);
         let mirror: Mirror = object("Mirror", "m", json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": tables }));
         for (names, expected, database) in
             [("Upper", ["SHOP.ORDERS", "SHOP.Items", "OTHER.T"], "D.B"), ("AsSource", ["shop.orders", "shop.Items", "other.t"], "d.b")]
         {
             let made = brief(&mirror, None, 1, Some(&source), Some(&at(names))).unwrap();
             assert!(made_from(&made, &mirror.spec), "a mirror is in sync with itself");
-            let tables: Vec<_> = made.tables.iter().map(|t| TableName::parse(t.destination.as_deref().unwrap()).unwrap().to_string()).collect();
+            let tables: Vec<_> =
+                made.tables.iter().map(|t| TableName::parse(t.destination.as_deref().unwrap()).unwrap().to_string()).collect();
             assert_eq!(tables, expected);
             assert_eq!(made.soft_delete.column, "_PEERDB_IS_DELETED");
             let DestinationPeer::Snowflake(to) = &made.destination else { panic!() };

@@ -105,6 +105,11 @@ impl OnSnowflake {
         self
     }
 
+    /// The same place for another mirror.
+    pub fn of_another_mirror(&self) -> Self {
+        Self { uid: self.uid.replace("-4000-", "-4001-"), ..self.clone() }
+    }
+
     /// The answer to a query, `public.` being this place's schema.
     pub async fn ask(&self, sql: &str) -> Result<Vec<String>, String> {
         let sql = sql.replace("public.", &format!("{}.{}.", ident(&self.to.at.database), ident(&self.to.schema)));
@@ -229,6 +234,14 @@ impl Fixture for OnSnowflake {
 
     async fn forget_ledger(&self) {
         // It is the mirror's own, and goes with it.
-        assert!(self.rows(&format!("SELECT COUNT(*) FROM {}.INFORMATION_SCHEMA.TABLES WHERE TABLE_SCHEMA = '{}'", ident(&self.to.at.database), self.to.schema)).await == ["0"]);
+        assert!(
+            self.rows(&format!(
+                "SELECT COUNT(*) FROM {}.INFORMATION_SCHEMA.TABLES WHERE TABLE_SCHEMA = '{}'",
+                ident(&self.to.at.database),
+                self.to.schema
+            ))
+            .await
+                == ["0"]
+        );
     }
 }

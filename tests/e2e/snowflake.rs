@@ -21,7 +21,8 @@ struct Account {
 impl Account {
     /// With a schema of the test's own.
     fn new(schema: &str) -> Self {
-        let url = std::env::var("SNOWFLAKE_URL").expect("SNOWFLAKE_URL must be the URL of a stand-in for Snowflake; run the tests by `make e2e`");
+        let url =
+            std::env::var("SNOWFLAKE_URL").expect("SNOWFLAKE_URL must be the URL of a stand-in for Snowflake; run the tests by `make e2e`");
         let (user, rest) = url.strip_prefix("http://").and_then(|rest| rest.split_once(':')).expect("http://user:…");
         let (password, rest) = rest.rsplit_once('@').expect("…password@…");
         let (address, database) = rest.split_once('/').expect("…host:port/…");

@@ -158,7 +158,9 @@ impl Applier for SnowflakeApplier {
         // What no column may have by default, and what somebody has added already, comes with the batch.
         match fill {
             Some(Fill::Computed(value)) => self.pending.push((doing, format!("UPDATE {whole} SET {name} = {value} WHERE {name} IS NULL"))),
-            Some(Fill::Constant(value)) if there => self.pending.push((doing, format!("UPDATE {whole} SET {name} = {value} WHERE {name} IS NULL"))),
+            Some(Fill::Constant(value)) if there => {
+                self.pending.push((doing, format!("UPDATE {whole} SET {name} = {value} WHERE {name} IS NULL")))
+            }
             _ => {}
         }
         Ok(())
@@ -170,7 +172,8 @@ impl Applier for SnowflakeApplier {
             return Err(permanent("ColumnMissing", format!("{doing}: its schema does not have it")));
         };
         if attributes(&self.at, &table.destination).await?.iter().any(|a| a.name == relaxed.destination && a.not_null) {
-            let sql = format!("ALTER TABLE {} ALTER COLUMN {} DROP NOT NULL", self.at.quoted(&table.destination), ident(&relaxed.destination));
+            let sql =
+                format!("ALTER TABLE {} ALTER COLUMN {} DROP NOT NULL", self.at.quoted(&table.destination), ident(&relaxed.destination));
             self.alter(table, &sql, &doing).await?;
         }
         Ok(table.clone())

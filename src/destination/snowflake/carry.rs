@@ -51,10 +51,9 @@ async fn carry_table(at: &Snowflake, number: u32, table: &Table, begun: &str) ->
         return Ok(());
     }
     let mut carried = Carried { deleted: 0, missing: 0, note: None };
-    for (wanted, deleted, count) in [
-        (at.brief.carry.soft_deleted, true, &mut carried.deleted),
-        (at.brief.carry.missing, false, &mut carried.missing),
-    ] {
+    for (wanted, deleted, count) in
+        [(at.brief.carry.soft_deleted, true, &mut carried.deleted), (at.brief.carry.missing, false, &mut carried.missing)]
+    {
         if !wanted {
             continue;
         }

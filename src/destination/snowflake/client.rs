@@ -106,7 +106,8 @@ struct Reply {
 /// What speaks HTTP with the service and with object storage.
 pub(super) fn http(to: &Peer) -> Result<reqwest::Client, Error> {
     let limit = Duration::from_millis(to.at.connect_timeout_millis);
-    let builder = reqwest::Client::builder().user_agent(AGENT).connect_timeout(limit).tcp_nodelay(true).tcp_keepalive(Duration::from_secs(20));
+    let builder =
+        reqwest::Client::builder().user_agent(AGENT).connect_timeout(limit).tcp_nodelay(true).tcp_keepalive(Duration::from_secs(20));
     let builder = match to.at.tls {
         TlsMode::Disable => builder.no_proxy().tls_built_in_root_certs(false),
         _ => builder.use_preconfigured_tls(tls_config(&to.at)?),
@@ -257,7 +258,8 @@ impl Shared {
 
     fn login(&self) -> Result<Value, Refusal> {
         let to = &self.to;
-        let secret = to.at.password.as_ref().map(|file| read_secret(&to.at, file)).transpose().map_err(|e| Refusal::unheard(e.to_string()))?;
+        let secret =
+            to.at.password.as_ref().map(|file| read_secret(&to.at, file)).transpose().map_err(|e| Refusal::unheard(e.to_string()))?;
         let secret = secret.unwrap_or_default();
         let mut data = json!({
             // As the crate says it: what a client is decides which answers it gets.

@@ -88,7 +88,11 @@ fn retried(url: &mut Url, count: u32) {
     let guid = format!("{:016x}{:016x}", super::random(), super::random());
     let pairs: Vec<(String, String)> = url
         .query_pairs()
-        .map(|(name, value)| if name == "request_guid" { (name.into_owned(), guid.clone()) } else { (name.into_owned(), value.into_owned()) })
+        .map(
+            |(name, value)| {
+                if name == "request_guid" { (name.into_owned(), guid.clone()) } else { (name.into_owned(), value.into_owned()) }
+            },
+        )
         .collect();
     if pairs.iter().any(|(name, _)| name == "request_guid") {
         url.query_pairs_mut().clear().extend_pairs(pairs).append_pair("retryCount", &count.to_string());

@@ -22,12 +22,29 @@ impl Refusal {
     /// Whether the session is of no use any more: not heard of, or gone. SESSION_TOKEN_EXPIRED, MASTER_TOKEN_*, SESSION_GONE, INVALID_TOKEN (codes of the
     /// official drivers, `constants.py`, "errors").
     pub(super) fn ends_session(&self) -> bool {
-        matches!(self.code.as_str(), "" | "390101" | "390103" | "390104" | "390110" | "390111" | TOKEN_EXPIRED | "390113" | "390114" | "390115")
+        matches!(
+            self.code.as_str(),
+            "" | "390101" | "390103" | "390104" | "390110" | "390111" | TOKEN_EXPIRED | "390113" | "390114" | "390115"
+        )
     }
 
     /// Whether the user, the key or the password is wrong, or this user may not come in.
     pub(super) fn is_authentication(&self) -> bool {
-        matches!(self.code.as_str(), "390100" | "390102" | "390106" | "390144" | "390186" | "390189" | "390190" | "390422" | "394300" | "394400" | "394501" | "395090")
+        matches!(
+            self.code.as_str(),
+            "390100"
+                | "390102"
+                | "390106"
+                | "390144"
+                | "390186"
+                | "390189"
+                | "390190"
+                | "390422"
+                | "394300"
+                | "394400"
+                | "394501"
+                | "395090"
+        )
     }
 
     /// Whether an object does not exist, or may not be seen.
@@ -68,10 +85,14 @@ pub(super) fn meaning(refusal: &Refusal, doing: &str) -> Error {
     let said = refusal.sentence();
     match refusal.code.as_str() {
         "" => Error::Transient(format!("{doing}: {said}")),
-        _ if refusal.is_authentication() => Error::Transient(format!("{doing}: {said}. Correct the user, its key or its password in the Peer")),
+        _ if refusal.is_authentication() => {
+            Error::Transient(format!("{doing}: {said}. Correct the user, its key or its password in the Peer"))
+        }
         "003001" | "003003" => permanent(
             "PermissionDenied",
-            format!("{doing}: {said}. Grant this right to the role that the destination's Peer names (docs/snowflake.md, \"Rights\"), then start a new resync"),
+            format!(
+                "{doing}: {said}. Grant this right to the role that the destination's Peer names (docs/snowflake.md, \"Rights\"), then start a new resync"
+            ),
         ),
         "000606" => permanent(
             "WarehouseMissing",
@@ -81,16 +102,23 @@ pub(super) fn meaning(refusal: &Refusal, doing: &str) -> Error {
         "090073" | "000607" | "090109" => {
             Error::Transient(format!("{doing}: {said}. Raise the quota of the resource monitor or resume the warehouse; it is tried again"))
         }
-        "002003" | "002043" => permanent("ObjectMissing", format!("{doing}: {said}. Create it at the destination, or grant the Peer's role the right to see it")),
-        // Conversions, whose words quote values: of numbers, booleans, dates, times, JSON, binary, and texts that are too long.
-        "100035" | "100037" | "100038" | "100039" | "100040" | "100041" | "100046" | "100048" | "100050" | "100051" | "100063" | "100069" | "100071"
-        | "100078" | "100080" | "100082" | "100095" | "100097" | "100115" | "100132" | "100209" | "100316" => permanent(
-            "ValueRefused",
-            format!("{doing}: the destination refuses a value (code {}). Give the column a type that holds it", refusal.code),
+        "002003" | "002043" => permanent(
+            "ObjectMissing",
+            format!("{doing}: {said}. Create it at the destination, or grant the Peer's role the right to see it"),
         ),
+        // Conversions, whose words quote values: of numbers, booleans, dates, times, JSON, binary, and texts that are too long.
+        "100035" | "100037" | "100038" | "100039" | "100040" | "100041" | "100046" | "100048" | "100050" | "100051" | "100063"
+        | "100069" | "100071" | "100078" | "100080" | "100082" | "100095" | "100097" | "100115" | "100132" | "100209" | "100316" => {
+            permanent(
+                "ValueRefused",
+                format!("{doing}: the destination refuses a value (code {}). Give the column a type that holds it", refusal.code),
+            )
+        }
         "100072" => permanent(
             "ValueRefused",
-            format!("{doing}: NULL came for a column that is NOT NULL at the destination (code 100072). Run there: ALTER TABLE … ALTER COLUMN … DROP NOT NULL"),
+            format!(
+                "{doing}: NULL came for a column that is NOT NULL at the destination (code 100072). Run there: ALTER TABLE … ALTER COLUMN … DROP NOT NULL"
+            ),
         ),
         // Of the statement itself: syntax, unknown names, wrong arguments, an object that exists, and what is not supported.
         "000002" | "000904" | "001003" | "001007" | "001011" | "001044" | "002002" | "002023" | "002140" | "002262" => {

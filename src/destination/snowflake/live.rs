@@ -157,8 +157,10 @@ pub(super) async fn went_through(at: &Snowflake, sql: &str, doing: &str) -> Resu
 pub(super) async fn refusal(at: &Snowflake, live: &Live, table: &TableSchema) -> Result<Option<(&'static str, String)>, Error> {
     let name = &table.destination;
     if let Some(mark) = live.mark.as_ref().filter(|mark| mark.mirror != at.brief.mirror_uid) {
-        let message =
-            format!("{name} at the destination is written by another Mirror, with the UID {}: two mirrors cannot share a table", mark.mirror);
+        let message = format!(
+            "{name} at the destination is written by another Mirror, with the UID {}: two mirrors cannot share a table",
+            mark.mirror
+        );
         return Ok(Some(("Conflict", message)));
     }
     if live.is_ours(at, table) {

@@ -118,11 +118,16 @@ async fn rights(client: &Client, to: &Peer, schema: &str, role: &str, found: &mu
             ours.insert(grantee);
         }
     }
-    let may = |right: &str| grants.iter().any(|(granted, grantee)| ours.contains(grantee) && (*granted == right || matches!(*granted, "OWNERSHIP" | "ALL")));
+    let may = |right: &str| {
+        grants.iter().any(|(granted, grantee)| ours.contains(grantee) && (*granted == right || matches!(*granted, "OWNERSHIP" | "ALL")))
+    };
     let missing: Vec<&str> = NEEDED.into_iter().filter(|right| !may(right)).collect();
     if !missing.is_empty() {
         let what = missing.join(", ");
-        let message = format!("role {role:?} lacks rights in schema {schema:?}. Run at the destination: GRANT {what} ON SCHEMA {whole} TO ROLE {}", ident(role));
+        let message = format!(
+            "role {role:?} lacks rights in schema {schema:?}. Run at the destination: GRANT {what} ON SCHEMA {whole} TO ROLE {}",
+            ident(role)
+        );
         found.push(failure("PermissionDenied", message));
     }
     Ok(())
@@ -178,7 +183,10 @@ fn columns(at: &Snowflake, table: &TableSchema, found: &mut Vec<Failure>) {
             );
             found.push(failure("TypeUnsupported", message));
         } else if own_key(table, name) && !may_be_key(&column.destination_type) {
-            let message = format!("column {name:?} of {} is part of the key and has type {}, by which rows cannot be found again: give the column the `type` VARCHAR", table.destination, column.destination_type);
+            let message = format!(
+                "column {name:?} of {} is part of the key and has type {}, by which rows cannot be found again: give the column the `type` VARCHAR",
+                table.destination, column.destination_type
+            );
             found.push(failure("TypeUnsupported", message));
         }
     }
@@ -198,7 +206,10 @@ fn names(tables: &[TableSchema], found: &mut Vec<Failure>) {
     let mut live: BTreeSet<&TableName> = BTreeSet::new();
     for table in tables {
         if !live.insert(&table.destination) {
-            let message = format!("{} is the destination of two tables, whose names differ in capitals only: change the `destination` of one", table.destination);
+            let message = format!(
+                "{} is the destination of two tables, whose names differ in capitals only: change the `destination` of one",
+                table.destination
+            );
             found.push(failure("NameConflict", message));
         }
     }

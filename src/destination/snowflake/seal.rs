@@ -102,7 +102,10 @@ async fn gifts(at: &Snowflake, live: &TableName, shadow: &TableName) -> Result<V
         }
         let who = if kind == "DATABASE ROLE" { format!("{}.{}", ident(&at.to.at.database), ident(who)) } else { ident(who) };
         let option = if named("grant_option") == "true" { " WITH GRANT OPTION" } else { "" };
-        gifts.push(Gift { what: format!("{right} for {kind} {who}"), statement: format!("GRANT {right} ON TABLE {to} TO {kind} {who}{option}") });
+        gifts.push(Gift {
+            what: format!("{right} for {kind} {who}"),
+            statement: format!("GRANT {right} ON TABLE {to} TO {kind} {who}{option}"),
+        });
     }
     Ok(gifts)
 }

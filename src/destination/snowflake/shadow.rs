@@ -143,11 +143,7 @@ fn statement(name: &str, table: &TableSchema, options: &SnowflakeTable, own: &Ow
     };
     let transient = if options.transient { "TRANSIENT " } else { "" };
     // An earlier try that comes late finds it made.
-    format!(
-        "CREATE {transient}TABLE IF NOT EXISTS {name} ({}){cluster} COMMENT = {}",
-        columns.join(", "),
-        literal(&mark.comment(""))
-    )
+    format!("CREATE {transient}TABLE IF NOT EXISTS {name} ({}){cluster} COMMENT = {}", columns.join(", "), literal(&mark.comment("")))
 }
 
 #[cfg(test)]
@@ -169,7 +165,8 @@ mod tests {
         };
         let name = TableName { schema: "SHOP".into(), name: "ORDERS".into() };
         let columns = vec![column("ID", "NUMBER(38,0)"), column("it's \"odd\"", "VARCHAR")];
-        let table = TableSchema { number: 3, source: name.clone(), source_oid: 1, destination: name, columns, identity: Identity::Key(vec![0]) };
+        let table =
+            TableSchema { number: 3, source: name.clone(), source_oid: 1, destination: name, columns, identity: Identity::Key(vec![0]) };
         let mark = Mark { mirror: "u".into(), epoch: 2, table: 3, generation: Some(1) };
         statement("\"D\".\"S\".\"T\"", &table, options, own, kept, &mark)
     }
@@ -189,7 +186,10 @@ mod tests {
         let own = Own { flag: None, synced_at: None };
         let wanted = SnowflakeTable { cluster_by: vec!["\"ID\"".into(), "x % 2".into()], transient: true, ..SnowflakeTable::default() };
         let statement = sql(&wanted, &own, Some("(\"ID\")"));
-        assert!(statement.starts_with("CREATE TRANSIENT TABLE") && statement.contains(") CLUSTER BY (\"ID\", x % 2) COMMENT"), "{statement}");
+        assert!(
+            statement.starts_with("CREATE TRANSIENT TABLE") && statement.contains(") CLUSTER BY (\"ID\", x % 2) COMMENT"),
+            "{statement}"
+        );
         assert!(sql(&SnowflakeTable::default(), &own, Some("(A, B)")).contains(" CLUSTER BY (A, B) COMMENT"));
     }
 }

@@ -11,7 +11,8 @@ use std::{
 
 use bytes::Bytes;
 use object_store::{
-    ClientOptions, MultipartUpload, ObjectStore, PutPayload, RetryConfig, StaticCredentialProvider, aws::AmazonS3Builder,
+    ClientOptions, MultipartUpload, ObjectStore, PutPayload, RetryConfig, StaticCredentialProvider,
+    aws::AmazonS3Builder,
     azure::MicrosoftAzureBuilder,
     client::{HttpClient, HttpConnector},
     gcp::{GcpCredential, GoogleCloudStorageBuilder},
@@ -106,7 +107,10 @@ impl Snowflake {
             return Ok(place);
         }
         // No such file is looked for: it is the service that reads this.
-        let sql = format!("PUT 'file:///tmp/rows.csv.zst' '@{}/{path}' AUTO_COMPRESS = FALSE SOURCE_COMPRESSION = ZSTD OVERWRITE = TRUE", self.stage_name());
+        let sql = format!(
+            "PUT 'file:///tmp/rows.csv.zst' '@{}/{path}' AUTO_COMPRESS = FALSE SOURCE_COMPRESSION = ZSTD OVERWRITE = TRUE",
+            self.stage_name()
+        );
         let client = self.client()?;
         let mut session = client.session().await.map_err(|e| meaning(&e, doing))?;
         let place = session.place(&sql).await;
@@ -114,7 +118,10 @@ impl Snowflake {
             client.keep(session);
         }
         let place = serde_json::from_value::<Lent>(place.map_err(|e| meaning(&e, doing))?);
-        let place = Place::new(&self.to, place.map_err(|e| Error::Transient(format!("{doing}: an answer that is not understood: {e}")))?.stage_info)?;
+        let place = Place::new(
+            &self.to,
+            place.map_err(|e| Error::Transient(format!("{doing}: an answer that is not understood: {e}")))?.stage_info,
+        )?;
         let mut all = self.stage.lent.lock().unwrap_or_else(PoisonError::into_inner);
         all.push((path.into(), Instant::now(), place.clone()));
         Ok(place)
@@ -189,7 +196,12 @@ impl Place {
                     .with_credentials(Arc::new(StaticCredentialProvider::new(credential)));
                 Arc::new(builder.with_client_options(options).with_http_connector(connector).with_retry(retry).build().map_err(unusable)?)
             }
-            other => return Err(permanent("StageUnsupported", format!("the account keeps its stages at {other:?}, which this version cannot write to"))),
+            other => {
+                return Err(permanent(
+                    "StageUnsupported",
+                    format!("the account keeps its stages at {other:?}, which this version cannot write to"),
+                ));
+            }
         };
         Ok(Self { store, prefix: prefix.into() })
     }
@@ -285,7 +297,9 @@ impl Parts {
 fn lost(error: object_store::Error) -> Error {
     let why = match &error {
         object_store::Error::NotFound { .. } => "the place is gone",
-        object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => "the place's credentials are not taken any more",
+        object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+            "the place's credentials are not taken any more"
+        }
         _ => "object storage cannot be reached, or refuses; a network policy may have to let its hosts through (SELECT SYSTEM$ALLOWLIST())",
     };
     Error::Transient(format!("uploading rows to the stage: {why}"))

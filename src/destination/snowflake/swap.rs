@@ -15,11 +15,7 @@ use super::{
     mark::{self, Mark},
     retire, seal,
 };
-use crate::{
-    destination::Error,
-    report::SwapReport,
-    table::TableName,
-};
+use crate::{destination::Error, report::SwapReport, table::TableName};
 
 /// How often a swap of one table is begun anew because somebody else was at it.
 const ATTEMPTS: u32 = 20;

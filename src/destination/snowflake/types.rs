@@ -56,7 +56,8 @@ impl Type {
             Some((name, rest)) => (name.trim_end(), Some(rest.strip_suffix(')')?)),
             None => (text.as_str(), None),
         };
-        let numbers: Option<Vec<u32>> = arguments.map(|list| list.split(',').map(|n| n.trim().parse().ok()).collect::<Option<_>>()).unwrap_or(Some(vec![]));
+        let numbers: Option<Vec<u32>> =
+            arguments.map(|list| list.split(',').map(|n| n.trim().parse().ok()).collect::<Option<_>>()).unwrap_or(Some(vec![]));
         let numbers = numbers?;
         let seconds = || match numbers[..] {
             [] => Some(6),

@@ -90,7 +90,7 @@ async fn what_is_not_the_mirrors_own_is_refused_and_never_replaced() {
 async fn another_mirrors_table_is_left_alone() {
     let place = OnSnowflake::new().await;
     whole(&*open(&place.brief(1)).await, &[(people(&place), &["1\tone\t\\N"])]).await;
-    let other = OnSnowflake { to: place.to.clone(), ..OnSnowflake::new().await };
+    let other = place.of_another_mirror();
     let found = failures(&other, 1, &[people(&place)]).await;
     assert!(found[0].0 == "Conflict" && found[0].1.contains("another Mirror"), "{found:?}");
 }

@@ -29,7 +29,11 @@ fn lines(place: &OnSnowflake) -> TableSchema {
 }
 
 /// A place whose one table was loaded and swapped, and its applier.
-async fn streaming(schema: impl Fn(&OnSnowflake) -> TableSchema, rows: &[&str], soft: bool) -> (OnSnowflake, TableSchema, Box<dyn Applier>) {
+async fn streaming(
+    schema: impl Fn(&OnSnowflake) -> TableSchema,
+    rows: &[&str],
+    soft: bool,
+) -> (OnSnowflake, TableSchema, Box<dyn Applier>) {
     let place = OnSnowflake::new().await.with(SnowflakeTable::default());
     let mut brief = place.brief(1);
     brief.soft_delete.enabled = soft;

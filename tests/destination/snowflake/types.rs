@@ -46,22 +46,45 @@ fn cases() -> Vec<Case> {
         case("text", "{}", same(any_text())),
         case("character varying(5)", "{}", same("[a-zäß\"',\\\\\n\t]{0,5}")),
         case("uuid", "{}", same("[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-8[0-9a-f]{3}-[0-9a-f]{12}")),
-        case("bytea", "TO_VARCHAR({}, 'HEX')", proptest::collection::vec(any::<u8>(), 0..20).prop_map(|bytes| {
-            let digits: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-            (format!("\\x{digits}"), digits.to_uppercase())
-        }).boxed()),
+        case(
+            "bytea",
+            "TO_VARCHAR({}, 'HEX')",
+            proptest::collection::vec(any::<u8>(), 0..20)
+                .prop_map(|bytes| {
+                    let digits: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+                    (format!("\\x{digits}"), digits.to_uppercase())
+                })
+                .boxed(),
+        ),
         case("date", "TO_VARCHAR({}, 'YYYY-MM-DD')", same(day)),
         case("time without time zone", "TO_VARCHAR({}, 'HH24:MI:SS.FF6')", same(clock)),
         case("timestamp without time zone", "TO_VARCHAR({}, 'YYYY-MM-DD HH24:MI:SS.FF6')", same(moment.clone())),
-        case("timestamp with time zone", "TO_VARCHAR({}, 'YYYY-MM-DD HH24:MI:SS.FF6')", moment.prop_map(|m| (format!("{m}+00"), m)).boxed()),
-        case("jsonb", "TO_JSON({}:a)", any_text().prop_map(|text| {
-            let json = serde_json::to_string(&text).unwrap();
-            (format!("{{\"a\": {json}}}"), json)
-        }).boxed()),
-        case("integer[]", "TO_JSON({})", proptest::collection::vec(proptest::option::of(any::<i32>()), 0..5).prop_map(|items| {
-            let join = |null: &str| items.iter().map(|i| i.map_or(null.to_string(), |n| n.to_string())).collect::<Vec<_>>().join(",");
-            (format!("{{{}}}", join("NULL")), format!("[{}]", join("null")))
-        }).boxed()),
+        case(
+            "timestamp with time zone",
+            "TO_VARCHAR({}, 'YYYY-MM-DD HH24:MI:SS.FF6')",
+            moment.prop_map(|m| (format!("{m}+00"), m)).boxed(),
+        ),
+        case(
+            "jsonb",
+            "TO_JSON({}:a)",
+            any_text()
+                .prop_map(|text| {
+                    let json = serde_json::to_string(&text).unwrap();
+                    (format!("{{\"a\": {json}}}"), json)
+                })
+                .boxed(),
+        ),
+        case(
+            "integer[]",
+            "TO_JSON({})",
+            proptest::collection::vec(proptest::option::of(any::<i32>()), 0..5)
+                .prop_map(|items| {
+                    let join =
+                        |null: &str| items.iter().map(|i| i.map_or(null.to_string(), |n| n.to_string())).collect::<Vec<_>>().join(",");
+                    (format!("{{{}}}", join("NULL")), format!("[{}]", join("null")))
+                })
+                .boxed(),
+        ),
     ]
 }
 
@@ -104,7 +127,8 @@ async fn every_type_reads_back_whether_loaded_or_applied() {
     at.begin().await.unwrap();
     at.create_shadows(boundary(1), std::slice::from_ref(&schema), &plan(&[1])).await.unwrap();
     let line = |(id, row): (usize, &Vec<Option<(String, String)>>)| {
-        let values: Vec<Option<String>> = std::iter::once(Some(id.to_string())).chain(row.iter().map(|v| v.as_ref().map(|v| v.0.clone()))).collect();
+        let values: Vec<Option<String>> =
+            std::iter::once(Some(id.to_string())).chain(row.iter().map(|v| v.as_ref().map(|v| v.0.clone()))).collect();
         Ok(Bytes::from(copied(&values) + "\n"))
     };
     let lines: Vec<Result<Bytes, String>> = loaded.iter().enumerate().map(line).collect();

@@ -34,7 +34,11 @@ impl Owner {
 
 impl Default for Owner {
     fn default() -> Self {
-        Self { name: format!("{:016x}{:016x}", super::super::random(), super::super::random()), owned: AtomicBool::new(false), writes: AtomicU64::new(0) }
+        Self {
+            name: format!("{:016x}{:016x}", super::super::random(), super::super::random()),
+            owned: AtomicBool::new(false),
+            writes: AtomicU64::new(0),
+        }
     }
 }
 

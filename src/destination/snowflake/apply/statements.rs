@@ -134,7 +134,8 @@ impl Names {
     pub(super) fn create_stage(&self) -> String {
         let columns = self.columns.iter().enumerate().map(|(i, (_, type_))| format!("\"C{i}\" {type_}"));
         let keys = self.key.iter().enumerate().filter_map(|(i, k)| Some(format!("\"K{i}\" {}", self.columns.get(*k)?.1)));
-        let own = ["\"U\" VARCHAR", "\"OP\" VARCHAR", "\"S\" NUMBER(38,0)", "\"B\" NUMBER(38,0)", "\"T\" TIMESTAMP_NTZ(6)"].map(str::to_string);
+        let own =
+            ["\"U\" VARCHAR", "\"OP\" VARCHAR", "\"S\" NUMBER(38,0)", "\"B\" NUMBER(38,0)", "\"T\" TIMESTAMP_NTZ(6)"].map(str::to_string);
         format!("CREATE TEMPORARY TABLE IF NOT EXISTS {} ({})", self.stage, columns.chain(keys).chain(own).collect::<Vec<_>>().join(", "))
     }
 
@@ -179,7 +180,8 @@ impl Names {
         };
         let (join, found) = match (batch.rekeys, self.key.first()) {
             (true, Some(first)) => {
-                let same: Vec<String> = self.key.iter().enumerate().map(|(i, k)| format!("x.{} = s.\"K{i}\"", self.columns[*k].0)).collect();
+                let same: Vec<String> =
+                    self.key.iter().enumerate().map(|(i, k)| format!("x.{} = s.\"K{i}\"", self.columns[*k].0)).collect();
                 let join = format!(" LEFT JOIN {} AS x ON s.\"OP\" = 'R' AND {}", self.table, same.join(" AND "));
                 (join, format!("x.{} IS NOT NULL", self.columns[*first].0))
             }
@@ -200,7 +202,10 @@ impl Names {
             false => format!("{name} = s.\"C{place}\""),
         };
         let (gone, buried) = match self.own.flag {
-            Some(_) => (format!("WHEN MATCHED AND s.\"OP\" = 'D' THEN UPDATE SET {}", assignments(&self.own.values("TRUE", "SYSDATE()"))), "'U', 'R', 'X'"),
+            Some(_) => (
+                format!("WHEN MATCHED AND s.\"OP\" = 'D' THEN UPDATE SET {}", assignments(&self.own.values("TRUE", "SYSDATE()"))),
+                "'U', 'R', 'X'",
+            ),
             None => ("WHEN MATCHED AND s.\"OP\" IN ('D', 'X') THEN DELETE".into(), "'U', 'R'"),
         };
         let own = self.own.values("s.\"OP\" = 'X'", "SYSDATE()");
@@ -266,7 +271,8 @@ impl Names {
             alike.join(" AND ")
         );
         let gone = format!("\"OP\" = '{}'", char::from(REMOVE));
-        let (names, values): (Vec<String>, Vec<String>) = self.own.values(&gone, &format!("IFF({gone}, SYSDATE(), \"T\")")).into_iter().unzip();
+        let (names, values): (Vec<String>, Vec<String>) =
+            self.own.values(&gone, &format!("IFF({gone}, SYSDATE(), \"T\")")).into_iter().unzip();
         let back = format!(
             "INSERT INTO {} ({}) SELECT {} FROM {} WHERE \"B\" = -{number}{}",
             self.table,
@@ -282,7 +288,9 @@ impl Names {
     pub(super) fn empty(&self) -> String {
         match &self.own.flag {
             None => format!("DELETE FROM {}", self.table),
-            Some(flag) => format!("UPDATE {} SET {} WHERE NOT {}", self.table, assignments(&self.own.values("TRUE", "SYSDATE()")), ident(flag)),
+            Some(flag) => {
+                format!("UPDATE {} SET {} WHERE NOT {}", self.table, assignments(&self.own.values("TRUE", "SYSDATE()")), ident(flag))
+            }
         }
     }
 }

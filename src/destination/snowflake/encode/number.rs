@@ -3,8 +3,10 @@
 use super::MALFORMED;
 
 const SPECIAL: &str = "NaN and infinity have no place in a NUMBER: give the column the type FLOAT or VARCHAR";
-const TOO_FINE: &str = "it has more digits after the point than the column's NUMBER holds: give the column another scale, or the type VARCHAR";
-const TOO_LARGE: &str = "it has more digits before the point than the column's NUMBER holds: give the column another precision, or the type VARCHAR";
+const TOO_FINE: &str =
+    "it has more digits after the point than the column's NUMBER holds: give the column another scale, or the type VARCHAR";
+const TOO_LARGE: &str =
+    "it has more digits before the point than the column's NUMBER holds: give the column another precision, or the type VARCHAR";
 
 /// A whole number of up to eight bytes, the highest first.
 pub(super) fn whole(bytes: &[u8]) -> Option<i64> {

@@ -16,8 +16,14 @@ fn encoder(source: &str, to: &str) -> RowEncoder {
         as_text: false,
     };
     let name = TableName { schema: "S".into(), name: "T".into() };
-    let table =
-        TableSchema { number: 0, source: name.clone(), source_oid: 1, destination: name, columns: vec![column], identity: Identity::Key(vec![0]) };
+    let table = TableSchema {
+        number: 0,
+        source: name.clone(),
+        source_oid: 1,
+        destination: name,
+        columns: vec![column],
+        identity: Identity::Key(vec![0]),
+    };
     RowEncoder::new(&table, BeyondRange::Clamp).unwrap()
 }
 
@@ -61,12 +67,22 @@ fn both_forms_of_a_value_give_the_same_field() {
         ("time without time zone", "TIME(6)", "01:02:03", &3_723_000_000i64.to_be_bytes(), "01:02:03.000000,"),
         ("timestamp without time zone", "TIMESTAMP_NTZ(6)", "2024-06-22 02:10:00.5", &micros, "2024-06-22 02:10:00.500000,"),
         ("timestamp with time zone", "TIMESTAMP_TZ(6)", "2024-06-22 04:10:00.5+02", &micros, "2024-06-22 02:10:00.500000 +0000,"),
-        ("uuid", "VARCHAR", "000102ff-0405-0607-0809-0a0b0c0d0e0f", &[0, 1, 2, 255, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
-            "\"000102ff-0405-0607-0809-0a0b0c0d0e0f\","),
+        (
+            "uuid",
+            "VARCHAR",
+            "000102ff-0405-0607-0809-0a0b0c0d0e0f",
+            &[0, 1, 2, 255, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
+            "\"000102ff-0405-0607-0809-0a0b0c0d0e0f\",",
+        ),
         ("integer[]", "ARRAY", "{1,NULL}", &array(&[Some(&1i32.to_be_bytes()), None]), "\"[1,null]\","),
         ("text[]", "ARRAY", "{\"a\\\"\\\\b\",\"\"}", &array(&[Some(b"a\"\\b"), Some(b"")]), "\"[\"\"a\\\"\"\\\\b\"\",\"\"\"\"]\","),
-        ("numeric[]", "ARRAY", "{1.50,NaN}", &array(&[Some(&[0, 2, 0, 0, 0, 0, 0, 2, 0, 1, 0x13, 0x88]), Some(&[0, 0, 0, 0, 0xC0, 0, 0, 0])]),
-            "\"[1.50,\"\"NaN\"\"]\","),
+        (
+            "numeric[]",
+            "ARRAY",
+            "{1.50,NaN}",
+            &array(&[Some(&[0, 2, 0, 0, 0, 0, 0, 2, 0, 1, 0x13, 0x88]), Some(&[0, 0, 0, 0, 0xC0, 0, 0, 0])]),
+            "\"[1.50,\"\"NaN\"\"]\",",
+        ),
         ("bytea[]", "ARRAY", "{\"\\\\x0a\",\"\\\\x\"}", &array(&[Some(&[10]), Some(&[])]), "\"[\"\"0A\"\",\"\"\"\"]\","),
         ("jsonb[]", "ARRAY", "{\"[1]\"}", &array(&[Some(b"\x01[1]")]), "\"[[1]]\","),
         ("real[]", "ARRAY", "{0.1,NaN}", &array(&[Some(&0.1f32.to_be_bytes()), Some(&f32::NAN.to_be_bytes())]), "\"[0.1,\"\"NaN\"\"]\","),
