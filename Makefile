@@ -5,8 +5,7 @@ SHELL := bash
 
 # CLUSTER=existing uses the cluster of KUBECONFIG instead of the testbed's. It needs IMAGE, a reference that the
 # cluster can pull; e2e also needs SOURCE_URL and DESTINATION_URL, superusers' URLs of two servers that pods and this machine
-# reach, CLICKHOUSE_URL, that of a ClickHouse server (http://user:password@host:port/database), BIGQUERY_URL, that of an
-# emulator of BigQuery (http://host:port/project), and the password of their superuser `postgres` in PGPASSWORD.
+# reach, CLICKHOUSE_URL, that of a ClickHouse server (http://user:password@host:port/database), and the password of their superuser `postgres` in PGPASSWORD.
 CLUSTER ?= local
 # Versions of PostgreSQL: those of the contract tests (14 to 18 serve), and those of the end-to-end tests' two servers.
 POSTGRES ?= 15 18
@@ -25,9 +24,10 @@ cluster := $(testbed)/cluster/cluster
 postgres := $(testbed)/postgres
 clickhouse := $(testbed)/clickhouse
 bigquery := $(testbed)/bigquery
+snowflake := $(testbed)/snowflake
 step := $(testbed)/step
 scripts := $(wildcard .ci/run bench/run demo/run demo/watch demo/destination/*.sh tests/chart/golden.sh) \
-  $(addprefix $(testbed)/,bigquery check-image cluster/cluster cluster/node clickhouse contract image install-chart pack postgres setup step)
+  $(addprefix $(testbed)/,bigquery check-image cluster/cluster cluster/node clickhouse contract emulated image install-chart pack postgres setup snowflake step)
 # The test suites, by what they need: database servers, a cluster, or neither.
 suites := $(basename $(notdir $(wildcard tests/*.rs) $(patsubst %/main.rs,%,$(wildcard tests/*/main.rs))))
 contract_suites := $(filter destination source stream,$(suites))
@@ -74,9 +74,11 @@ contract: setup ## tests of source, stream and destination against real PostgreS
 	@$(testbed)/contract "$(POSTGRES)" "$(contract_suites)" $(TEST)
 
 # Accounts that cost money; those that are not given are left out. BIGQUERY: PROJECT of the service account's key file in
-# MIRROR_TEST_BIGQUERY_CREDENTIALS, which may make datasets there (in MIRROR_TEST_BIGQUERY_LOCATION). No network is cut, so lost replies are left out.
+# MIRROR_TEST_BIGQUERY_CREDENTIALS, which may make datasets there (in MIRROR_TEST_BIGQUERY_LOCATION). MIRROR_TEST_SNOWFLAKE_ACCOUNT, _USER, _DATABASE,
+# _PRIVATE_KEY (the PEM itself) or _PASSWORD, and, if they are not the user's default ones, _WAREHOUSE, _ROLE and _HOST; the role may create schemas in
+# the database. No network is cut, so lost replies are left out.
 .PHONY: test-live
-test-live: live-bigquery ## the destinations' tests against real accounts (BIGQUERY=project, MIRROR_TEST_BIGQUERY_CREDENTIALS=key.json)
+test-live: live-bigquery live-snowflake ## the destinations' tests against real accounts of BigQuery and Snowflake
 
 .PHONY: live-bigquery
 live-bigquery: setup
@@ -87,24 +89,34 @@ else
 	@echo "==> live, BigQuery skipped: set BIGQUERY to a project"
 endif
 
+.PHONY: live-snowflake
+live-snowflake: setup
+ifneq ($(MIRROR_TEST_SNOWFLAKE_ACCOUNT),)
+	@$(step) "live, Snowflake" cargo test --locked --test destination -- snowflake --skip lost --test-threads=4
+else
+	@echo "==> live, Snowflake skipped: set MIRROR_TEST_SNOWFLAKE_ACCOUNT to an account's identifier"
+endif
+
+.PHONY: emulated
+emulated: setup ## tests of the destinations BigQuery and Snowflake against emulators: an hour, and not a part of `test` yet
+	@$(testbed)/emulated $(TEST)
+
 ifeq ($(CLUSTER),existing)
 source_url = $(SOURCE_URL)
 destination_url = $(DESTINATION_URL)
 clickhouse_url = $(CLICKHOUSE_URL)
-bigquery_url = $(BIGQUERY_URL)
 else
 source_url = $(shell $(postgres) url source)
 destination_url = $(shell $(postgres) url destination)
 clickhouse_url = $(shell $(clickhouse) url clickhouse)
-bigquery_url = $(shell $(bigquery) url bigquery)
 e2e: servers
 endif
 .PHONY: e2e
 e2e: $(needs_cluster) ## end-to-end tests on a real Kubernetes
 	@$(step) "e2e build" cargo test --locked --no-run --test e2e
 	@$(step) "chart install" $(on_node) $(testbed)/install-chart
-	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(source_url) DESTINATION_URL=$(destination_url) CLICKHOUSE_URL=$(clickhouse_url) BIGQUERY_URL=$(bigquery_url) \
-	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) $(TEST)
+	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(source_url) DESTINATION_URL=$(destination_url) CLICKHOUSE_URL=$(clickhouse_url) \
+	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) --skip bigquery --skip snowflake $(TEST)
 ifneq ($(CLUSTER)$(TEST),existing)
 ifeq ($(TEST),)
 	@$(step) "e2e servers, 18 and 17" bash -ec '$(postgres) up source-18 18 5438 --on-node; $(postgres) up destination-17 17 5437 --on-node'
@@ -113,13 +125,21 @@ ifeq ($(TEST),)
 endif
 endif
 
+.PHONY: e2e-emulated
+e2e-emulated: $(needs_cluster) servers ## end-to-end tests of BigQuery and Snowflake against emulators: not a part of `test` yet
+	@$(step) "e2e build" cargo test --locked --no-run --test e2e
+	@$(step) "BigQuery, an emulator" $(bigquery) up bigquery 9050 --on-node
+	@$(step) "Snowflake, a stand-in" $(snowflake) up snowflake 9480 --on-node
+	@$(step) "chart install" $(on_node) $(testbed)/install-chart
+	@$(step) "e2e tests, emulated" $(on_node) env SOURCE_URL=$(source_url) DESTINATION_URL=$(destination_url) CLICKHOUSE_URL=$(clickhouse_url) \
+	  BIGQUERY_URL=$$($(bigquery) url bigquery) SNOWFLAKE_URL=$$($(snowflake) url snowflake) \
+	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) bigquery snowflake
+
 # On the cluster's node; what tests start there themselves must have been installed before.
 .PHONY: servers
 servers: cluster-up
 	@$(step) "PostgreSQL 17 and 18" $(postgres) install 17 18
 	@$(step) "ClickHouse" $(clickhouse) install
-	@$(step) "BigQuery, an emulator" $(bigquery) install
-	@$(step) "destination, BigQuery" $(bigquery) up bigquery 9050 --on-node
 	@$(step) "destination, ClickHouse" $(clickhouse) up clickhouse 8123 --on-node
 	@$(step) "source, PostgreSQL $(SOURCE_POSTGRES)" $(postgres) up source $(SOURCE_POSTGRES) 5432 --on-node
 	@$(step) "destination, PostgreSQL $(DESTINATION_POSTGRES)" $(postgres) up destination $(DESTINATION_POSTGRES) 5433 --on-node
@@ -158,6 +178,7 @@ cluster-down: ## stop the local cluster and its databases; nothing is left
 	@$(postgres) down --on-node
 	@$(clickhouse) down --on-node
 	@$(bigquery) down --on-node
+	@$(snowflake) down --on-node
 	@$(cluster) down
 
 .PHONY: clean
@@ -165,6 +186,7 @@ clean: cluster-down ## stop everything and delete what was built, except for the
 	@$(postgres) down --all
 	@$(clickhouse) down --all
 	@$(bigquery) down --all
+	@$(snowflake) down --all
 	@cargo clean
 
 # Without a cluster, the chart's tests need this much of its programs.

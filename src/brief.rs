@@ -7,7 +7,7 @@ use crate::{
         mirror::{Replication, Snapshot, SoftDelete, Table},
         resync::{Carry, OnOldSnapshot},
     },
-    destination::{bigquery, clickhouse},
+    destination::{bigquery, clickhouse, snowflake},
     name,
     postgres::Connection,
 };
@@ -74,6 +74,8 @@ pub enum DestinationPeer {
     /// A dataset of BigQuery.
     #[serde(rename = "bigquery")]
     BigQuery(bigquery::Peer),
+    /// A Snowflake account.
+    Snowflake(snowflake::Peer),
 }
 
 impl DestinationPeer {
@@ -83,6 +85,7 @@ impl DestinationPeer {
             Self::Postgres(connection) => connection,
             Self::ClickHouse(peer) => &peer.at,
             Self::BigQuery(peer) => &peer.at,
+            Self::Snowflake(peer) => &peer.at,
         }
     }
 }

@@ -114,6 +114,9 @@ pub struct Table {
     /// How the table is kept, if the destination is BigQuery.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bigquery: Option<super::bigquery::BigQueryTable>,
+    /// How the table is kept, if the destination is Snowflake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snowflake: Option<super::snowflake::SnowflakeTable>,
 }
 
 /// A column that bears another name or type at the destination.

@@ -7,6 +7,7 @@ pub mod mirror;
 pub mod peer;
 pub mod quantity;
 pub mod resync;
+pub mod snowflake;
 
 pub use mirror::{Mirror, MirrorSpec, MirrorStatus};
 pub use peer::{Peer, PeerSpec, PeerStatus};

@@ -27,8 +27,8 @@ use super::{
     doc = "One connection to a database that mirrors read from or write to.",
     validation = Rule::new("size(self.metadata.name) <= 45").message("the name of a Peer may have 45 characters at most: its check Job is named after it"),
     printcolumn(name = "Type", type_ = "string", json_path = ".status.type"),
-    printcolumn(name = "Host", type_ = "string", json_path = ".spec['postgres','clickhouse'].host"),
-    printcolumn(name = "Database", type_ = "string", json_path = ".spec['postgres','clickhouse'].database"),
+    printcolumn(name = "Host", type_ = "string", json_path = ".spec['postgres','clickhouse','snowflake']['host','account']"),
+    printcolumn(name = "Database", type_ = "string", json_path = ".spec['postgres','clickhouse','snowflake'].database"),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.serverVersion"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message"),
@@ -36,7 +36,7 @@ use super::{
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("[has(self.postgres), has(self.clickhouse), has(self.bigquery)].filter(given, given).size() == 1").message("exactly one kind of database must be given: postgres, clickhouse or bigquery"),
+    validation = Rule::new("[has(self.postgres), has(self.clickhouse), has(self.bigquery), has(self.snowflake)].exists_one(given, given)").message("exactly one kind of database must be given: postgres, clickhouse, bigquery or snowflake"),
     validation = Rule::new("has(self.postgres) || !('Source' in self.roles)").message("only a PostgreSQL database can have the role Source")
 )]
 pub struct PeerSpec {
@@ -52,6 +52,9 @@ pub struct PeerSpec {
     /// A dataset of BigQuery. Destination only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bigquery: Option<BigQueryPeer>,
+    /// A Snowflake account. Destination only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snowflake: Option<SnowflakePeer>,
 }
 
 /// What a mirror uses a peer for.
@@ -157,6 +160,56 @@ pub struct BigQueryPeer {
     pub connect_timeout: Span,
 }
 
+/// How to reach a Snowflake account.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.privateKeySecretRef) != has(self.passwordSecretRef)").message("exactly one of privateKeySecretRef and passwordSecretRef must be given"))]
+pub struct SnowflakePeer {
+    /// The account's identifier, such as `myorg-account123` or `xy12345.eu-central-1`.
+    #[schemars(length(min = 1, max = 200), regex(pattern = "^[A-Za-z0-9_.-]+$"))]
+    pub account: String,
+    /// Host name, if it is not `<account>.snowflakecomputing.com`: a private link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub host: Option<String>,
+    /// TCP port.
+    #[serde(default = "default_snowflake_port")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+    /// Name of the database.
+    #[schemars(length(min = 1, max = 255))]
+    pub database: String,
+    /// Name of the schema that holds the ledger, the stage and, unless the Mirror says otherwise, the tables.
+    #[schemars(length(min = 1, max = 255))]
+    pub schema: String,
+    /// Name of the warehouse that loads and merges. The user's default one if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub warehouse: Option<String>,
+    /// Name of the role. The user's default one if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub role: Option<String>,
+    /// Name of the user.
+    #[schemars(length(min = 1, max = 255))]
+    pub user: String,
+    /// The Secret and key that hold the user's private key: RSA, PKCS #8, PEM, not encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private_key_secret_ref: Option<SecretKeyRef>,
+    /// The Secret and key that hold the user's password. Snowflake lets service users log in with a key only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_secret_ref: Option<SecretKeyRef>,
+    /// How names are written.
+    #[serde(default)]
+    pub names: super::snowflake::Names,
+    /// Encryption of the connection. Anything but Disable is TLS; VerifyFull is what Snowflake itself serves.
+    #[serde(default = "verified")]
+    pub tls: Tls,
+    /// How long to wait for a connection.
+    #[serde(default = "default_connect_timeout")]
+    pub connect_timeout: Span,
+}
+
 /// A key of a Secret in the same namespace.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -218,7 +271,7 @@ pub struct PeerStatus {
     /// The generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The kind of database: PostgreSQL, ClickHouse or BigQuery.
+    /// The kind of database: PostgreSQL, ClickHouse, BigQuery or Snowflake.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub type_: Option<String>,
     /// The server's version as it states it.
@@ -238,6 +291,14 @@ pub struct PeerStatus {
 
 fn default_port() -> u16 {
     5432
+}
+
+fn default_snowflake_port() -> u16 {
+    443
+}
+
+fn verified() -> Tls {
+    Tls { mode: TlsMode::VerifyFull, ..Tls::default() }
 }
 
 fn default_clickhouse_port() -> u16 {

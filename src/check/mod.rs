@@ -3,7 +3,7 @@
 use crate::{
     api::peer::Role,
     brief::DestinationPeer,
-    destination::{bigquery, clickhouse},
+    destination::{bigquery, clickhouse, snowflake},
     postgres::{Connection, connect},
     report::PeerReport,
     source::{Error, error::connect_failure, preflight},
@@ -14,6 +14,7 @@ pub async fn run(peer: &DestinationPeer, roles: &[Role]) -> PeerReport {
     match peer {
         DestinationPeer::ClickHouse(peer) => clickhouse::check(peer).await,
         DestinationPeer::BigQuery(peer) => bigquery::check(peer).await,
+        DestinationPeer::Snowflake(peer) => snowflake::check(peer).await,
         DestinationPeer::Postgres(peer) => {
             let mut report = PeerReport::default();
             if let Err(error) = look(peer, roles, &mut report).await {

@@ -3,6 +3,7 @@
 pub mod bigquery;
 pub mod clickhouse;
 pub mod postgres;
+pub mod snowflake;
 
 use std::collections::BTreeSet;
 
@@ -227,11 +228,20 @@ pub fn column_type(brief: &Brief, table: &Table, column: &str, declared: &str, s
     match &brief.destination {
         DestinationPeer::ClickHouse(_) => clickhouse::column_type(table, column, declared, source, not_null),
         DestinationPeer::BigQuery(_) => bigquery::column_type(table, column, declared, source),
+        DestinationPeer::Snowflake(_) => snowflake::column_type(table, column, declared, source),
         DestinationPeer::Postgres(_) => {
             let wanted = table.columns.iter().find(|c| c.source == column).and_then(|c| c.type_.as_deref());
             let mapped = type_map::destination_type(source, wanted);
             ColumnType { destination_type: mapped.destination_type, binary: mapped.binary, as_text: false }
         }
+    }
+}
+
+/// A column's name as the destination that the brief names stores it.
+pub fn column_name(brief: &Brief, wanted: &str) -> String {
+    match &brief.destination {
+        DestinationPeer::Snowflake(peer) => peer.names.stored(wanted),
+        DestinationPeer::Postgres(_) | DestinationPeer::ClickHouse(_) | DestinationPeer::BigQuery(_) => wanted.to_string(),
     }
 }
 
@@ -262,6 +272,7 @@ pub async fn open(brief: &Brief) -> Result<Box<dyn Destination>, Error> {
         DestinationPeer::Postgres(to) => Ok(Box::new(postgres::Postgres::new(brief.clone(), to.clone()))),
         DestinationPeer::ClickHouse(to) => Ok(Box::new(clickhouse::ClickHouse::new(brief.clone(), to.clone()))),
         DestinationPeer::BigQuery(to) => Ok(Box::new(bigquery::BigQuery::new(brief.clone(), to.clone()))),
+        DestinationPeer::Snowflake(to) => Ok(Box::new(snowflake::Snowflake::new(brief.clone(), to.clone()))),
     }
 }
 

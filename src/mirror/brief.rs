@@ -87,6 +87,16 @@ fn wanted(spec: &MirrorSpec, destination: &DestinationPeer) -> Wanted {
     if let DestinationPeer::BigQuery(at) = destination {
         into_database(&mut wanted.tables, &at.at.database);
     }
+    if let DestinationPeer::Snowflake(at) = destination {
+        into_database(&mut wanted.tables, &at.schema);
+        for table in &mut wanted.tables {
+            let name = table.destination.as_deref().and_then(TableName::parse);
+            table.destination = name.map(|n| quoted(&at.names.stored(&n.schema), &at.names.stored(&n.name))).or(table.destination.take());
+        }
+        for name in [&mut wanted.soft_delete.column, &mut wanted.synced_at_column] {
+            *name = at.names.stored(name);
+        }
+    }
     wanted
 }
 
@@ -128,12 +138,16 @@ fn distinct(tables: &[Table]) -> Result<(), String> {
 
 /// Tables that name no destination go into this database.
 fn into_database(tables: &mut [Table], database: &str) {
-    let database = if database.contains(['.', '"']) { format!("\"{}\"", database.replace('"', "\"\"")) } else { database.into() };
     for table in tables {
         if let (None, Some(source)) = (&table.destination, TableName::parse(&table.source)) {
-            table.destination = Some(format!("{database}.{}", source.name));
+            table.destination = Some(quoted(database, &source.name));
         }
     }
+}
+
+/// A table's name as people write it: see [`TableName::parse`].
+fn quoted(schema: &str, name: &str) -> String {
+    if schema.contains(['.', '"']) { format!("\"{}\".{name}", schema.replace('"', "\"\"")) } else { format!("{schema}.{name}") }
 }
 
 fn known<T>(peer: Option<&Peer>, name: &str, role: Role, reach: impl Fn(&Peer, &str) -> Option<T>) -> Result<T, String> {
@@ -201,5 +215,38 @@ mod tests {
         );
         let key = made.destination.connection().password.as_ref().unwrap();
         assert_eq!((key.secret.as_str(), key.path.to_str()), ("bq", Some("/etc/mirror-operator/destination/password/value")));
+    }
+
+    #[test]
+    fn names_at_snowflake_follow_one_rule() {
+        let source: Peer = object("Peer", "a", json!({ "roles": ["Source"], "postgres": { "host": "h", "database": "d", "user": "u" } }));
+        let at = |names: &str| -> Peer {
+            let secret = json!({ "name": "s", "key": "k" });
+            let at = json!({ "account": "my_org-one", "database": "d.b", "schema": "shop", "user": "mirror", "role": "r", "warehouse": "Big", "privateKeySecretRef": secret, "names": names });
+            object("Peer", "b", json!({ "roles": ["Destination"], "snowflake": at }))
+        };
+        let tables =
+            json!([{ "source": "public.orders" }, { "source": "public.Items" }, { "source": "public.t", "destination": "other.t" }]);
+        let mirror: Mirror = object("Mirror", "m", json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": tables }));
+        for (names, expected, database) in
+            [("Upper", ["SHOP.ORDERS", "SHOP.Items", "OTHER.T"], "D.B"), ("AsSource", ["shop.orders", "shop.Items", "other.t"], "d.b")]
+        {
+            let made = brief(&mirror, None, 1, Some(&source), Some(&at(names))).unwrap();
+            assert!(made_from(&made, &mirror.spec), "a mirror is in sync with itself");
+            let tables: Vec<_> =
+                made.tables.iter().map(|t| TableName::parse(t.destination.as_deref().unwrap()).unwrap().to_string()).collect();
+            assert_eq!(tables, expected);
+            assert_eq!(made.soft_delete.column, "_PEERDB_IS_DELETED");
+            let DestinationPeer::Snowflake(to) = &made.destination else { panic!() };
+            assert_eq!((to.at.database.as_str(), to.at.host.as_str(), to.at.port), (database, "my-org-one.snowflakecomputing.com", 443));
+            assert!(to.key_pair && to.at.password.is_some() && to.warehouse.as_deref() == Some("Big"));
+        }
+        let clash: Mirror = object(
+            "Mirror",
+            "m",
+            json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.orders" }, { "source": "public.ORDERS" }] }),
+        );
+        assert!(brief(&clash, None, 1, Some(&source), Some(&at("Upper"))).unwrap_err().contains("same destination"));
+        assert!(brief(&clash, None, 1, Some(&source), Some(&at("AsSource"))).is_ok());
     }
 }

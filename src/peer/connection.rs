@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use crate::{
     api::{
         Peer,
-        peer::{BigQueryPeer, SecretKeyRef, Tls, TlsMode},
+        peer::{BigQueryPeer, SecretKeyRef, SnowflakePeer, Tls, TlsMode},
     },
     brief::DestinationPeer,
-    destination::{bigquery, clickhouse},
+    destination::{bigquery, clickhouse, snowflake},
     postgres::{Connection, connect::SecretFile},
 };
 
@@ -25,6 +25,9 @@ pub fn connection(peer: &Peer, side: &str) -> Option<Connection> {
 pub fn destination(peer: &Peer, side: &str) -> Option<DestinationPeer> {
     if let Some(dataset) = &peer.spec.bigquery {
         return Some(DestinationPeer::BigQuery(self::dataset(peer, side, dataset)));
+    }
+    if let Some(snowflake) = &peer.spec.snowflake {
+        return Some(DestinationPeer::Snowflake(account(peer, side, snowflake)));
     }
     let Some(clickhouse) = &peer.spec.clickhouse else { return connection(peer, side).map(DestinationPeer::Postgres) };
     let at = (clickhouse.host.as_str(), clickhouse.port);
@@ -43,6 +46,25 @@ fn dataset(peer: &Peer, side: &str, at: &BigQueryPeer) -> bigquery::Peer {
         location: at.location.clone(),
         endpoint: at.endpoint.clone(),
         storage_endpoint: at.storage_endpoint.clone(),
+    }
+}
+
+fn account(peer: &Peer, side: &str, snowflake: &SnowflakePeer) -> snowflake::Peer {
+    let names = snowflake.names;
+    let host = snowflake.host.clone().unwrap_or_else(|| snowflake::host(&snowflake.account));
+    let secret = snowflake.private_key_secret_ref.as_ref().or(snowflake.password_secret_ref.as_ref());
+    let who = (names.stored(&snowflake.database), names.stored(&snowflake.user));
+    let at = reach(peer, side, (&host, snowflake.port), (&who.0, &who.1, secret), &snowflake.tls, &snowflake.connect_timeout);
+    let stored = |name: &String| names.stored(name);
+    snowflake::Peer {
+        at,
+        account: snowflake.account.clone(),
+        schema: stored(&snowflake.schema),
+        warehouse: snowflake.warehouse.as_ref().map(stored),
+        role: snowflake.role.as_ref().map(stored),
+        key_pair: snowflake.private_key_secret_ref.is_some(),
+        names,
+        patience_millis: snowflake::PATIENCE_MILLIS,
     }
 }
 

@@ -122,6 +122,7 @@ fn kind(peer: &Peer) -> &'static str {
     match &peer.spec {
         spec if spec.clickhouse.is_some() => "ClickHouse",
         spec if spec.bigquery.is_some() => "BigQuery",
+        spec if spec.snowflake.is_some() => "Snowflake",
         _ => "PostgreSQL",
     }
 }

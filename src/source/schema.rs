@@ -6,7 +6,7 @@ use super::{error::failure, type_map::SourceType};
 use crate::{
     api::mirror::Table,
     brief::Brief,
-    destination::column_type,
+    destination::{column_name, column_type},
     postgres::qualified,
     report::Failure,
     table::{Column, Identity, TableName, TableSchema},
@@ -116,7 +116,7 @@ fn column(brief: &Brief, wanted: &Table, facts: &ColumnFacts) -> Column {
     let mapped = column_type(brief, wanted, &facts.name, &facts.type_text, &facts.base, facts.not_null);
     Column {
         source: facts.name.clone(),
-        destination: own.and_then(|c| c.destination.clone()).unwrap_or_else(|| facts.name.clone()),
+        destination: column_name(brief, own.and_then(|c| c.destination.as_deref()).unwrap_or(&facts.name)),
         source_type: facts.type_text.clone(),
         source_type_oid: facts.type_oid,
         destination_type: mapped.destination_type,

@@ -66,6 +66,12 @@ macro_rules! for_every_kind {
                 super::$name::<super::OnClickHouse>().await;
             })*
         }
+        mod on_a_snowflake_account {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name::<super::OnSnowflake>().await;
+            })*
+        }
     };
 }
 pub(crate) use for_every_kind;

@@ -16,6 +16,8 @@ mod hanging;
 mod on_bigquery;
 mod on_clickhouse;
 mod on_postgres;
+mod on_snowflake;
 mod proxy;
+mod snowflake;
 mod speed;
 mod swap;

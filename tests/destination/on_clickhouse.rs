@@ -145,6 +145,7 @@ impl<const ATOMIC: bool> Fixture for Place<ATOMIC> {
             columns: vec![],
             clickhouse: Some(options.clone()),
             bigquery: None,
+            snowflake: None,
         };
         brief.tables = self.options.iter().map(table).collect();
         brief

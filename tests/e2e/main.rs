@@ -1,7 +1,7 @@
 //! End to end on a real Kubernetes with real PostgreSQL servers. Run by `make e2e`, on the cluster's node.
 //!
 //! Needs: KUBECONFIG, helm, IMAGE (a reference that the cluster has), and two servers: SOURCE_URL and DESTINATION_URL, superusers' URLs.
-//! Tests with ClickHouse need a third one, CLICKHOUSE_URL.
+//! Tests with ClickHouse need a third one, CLICKHOUSE_URL; those with Snowflake a stand-in, SNOWFLAKE_URL.
 //! Each test has a namespace and two databases of its own, so tests may run at the same time.
 
 #![allow(clippy::unwrap_used, missing_docs)]
@@ -16,6 +16,7 @@ mod failures;
 mod gate;
 mod life;
 mod rules;
+mod snowflake;
 mod stream;
 #[path = "../support/tls.rs"]
 mod tls;

@@ -23,6 +23,14 @@ async fn a_peer_that_makes_no_sense_is_refused() {
     let table = [
         (json!({ "roles": ["Source"] }), "exactly one kind of database"),
         (json!({ "roles": ["Destination"], "postgres": server, "clickhouse": server }), "exactly one kind of database"),
+        (
+            json!({ "roles": ["Source"], "snowflake": { "account": "a", "database": "d", "schema": "s", "user": "u", "passwordSecretRef": { "name": "n", "key": "k" } } }),
+            "role Source",
+        ),
+        (
+            json!({ "roles": ["Destination"], "snowflake": { "account": "a", "database": "d", "schema": "s", "user": "u" } }),
+            "exactly one of privateKeySecretRef",
+        ),
         (json!({ "roles": ["Source"], "clickhouse": server }), "only a PostgreSQL database"),
         (json!({ "roles": [], "postgres": server }), "should have at least 1 items"),
         (json!({ "roles": ["Source", "Source"], "postgres": server }), "duplicate entries"),

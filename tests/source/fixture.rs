@@ -53,6 +53,7 @@ impl Fixture {
             columns: Vec::new(),
             clickhouse: None,
             bigquery: None,
+            snowflake: None,
         };
         Brief {
             namespace: "test".into(),

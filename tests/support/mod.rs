@@ -17,8 +17,9 @@ pub const SOURCE: &str = "MIRROR_TEST_SOURCE_URL";
 pub const DESTINATION: &str = "MIRROR_TEST_DESTINATION_URL";
 pub const CLICKHOUSE: &str = "MIRROR_TEST_CLICKHOUSE_URL";
 pub const BIGQUERY: &str = "MIRROR_TEST_BIGQUERY_URL";
+pub const SNOWFLAKE: &str = "MIRROR_TEST_SNOWFLAKE_URL";
 
-/// The server that an environment variable names: `postgres://user:password@host:port/database`, or with `http` for ClickHouse.
+/// The server that an environment variable names: `postgres://user:password@host:port/database`, or with `http` for ClickHouse and the stand-in for Snowflake.
 pub fn connection(variable: &str) -> Connection {
     let url =
         std::env::var(variable).unwrap_or_else(|_| panic!("set {variable} to scheme://user:password@host:port/database of a test server"));

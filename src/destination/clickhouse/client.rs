@@ -66,7 +66,11 @@ impl Client {
         // The server says nothing while it works; a server that is gone is found out by the system's probes.
         builder = builder.tcp_keepalive(Duration::from_secs(20));
         let scheme = match to.at.tls {
-            TlsMode::Disable | TlsMode::Prefer => "http",
+            TlsMode::Disable | TlsMode::Prefer => {
+                // Which would be read for nothing.
+                builder = builder.tls_built_in_root_certs(false);
+                "http"
+            }
             TlsMode::Require | TlsMode::VerifyCA | TlsMode::VerifyFull => {
                 builder = builder.use_preconfigured_tls(tls_config(&to.at)?);
                 "https"

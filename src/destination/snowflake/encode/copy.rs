@@ -1,0 +1,171 @@
+//! The pieces of a `COPY … TO STDOUT` stream, row by row. Pure.
+
+use bytes::{Buf, BytesMut};
+
+use super::{Refused, RowEncoder};
+
+/// What a binary stream begins with (PostgreSQL docs, "COPY", "Binary Format").
+const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
+/// Signature, flags, and the length of what follows those.
+const HEADER: usize = SIGNATURE.len() + 8;
+
+/// Reads a stream whose pieces may end anywhere.
+pub struct CopyReader<'a> {
+    encoder: &'a RowEncoder,
+    binary: bool,
+    buffer: BytesMut,
+    /// Past the header.
+    started: bool,
+    ended: bool,
+    rows: u64,
+}
+
+/// Why a row cannot be written.
+#[derive(Debug, PartialEq, Eq)]
+pub enum CopyError {
+    /// The stream is not what a COPY sends.
+    Malformed,
+    /// A column cannot hold a value.
+    Value {
+        /// Which and why.
+        refused: Refused,
+        /// The row, for people.
+        row: String,
+    },
+}
+
+impl<'a> CopyReader<'a> {
+    /// For a stream in binary or text form.
+    pub fn new(encoder: &'a RowEncoder, binary: bool) -> Self {
+        Self { encoder, binary, buffer: BytesMut::new(), started: !binary, ended: false, rows: 0 }
+    }
+
+    /// Takes what came next.
+    pub fn push(&mut self, piece: &[u8]) {
+        self.buffer.extend_from_slice(piece);
+    }
+
+    /// Rows written so far.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Whether the stream may end here.
+    pub fn is_whole(&self) -> bool {
+        self.buffer.is_empty() && (self.ended || !self.binary)
+    }
+
+    /// Writes the next row; false if it is not complete yet.
+    pub fn next_row(&mut self, out: &mut Vec<u8>) -> Result<bool, CopyError> {
+        if !self.started && !self.header()? || self.ended || self.buffer.is_empty() {
+            return Ok(false);
+        }
+        let start = out.len();
+        let read = if self.binary { self.tuple(out)? } else { self.line(out)? };
+        match read {
+            Some(length) => {
+                if !self.ended {
+                    out.push(b'\n');
+                }
+                self.buffer.advance(length);
+                self.rows += u64::from(!self.ended);
+            }
+            None => out.truncate(start),
+        }
+        Ok(read.is_some() && !self.ended)
+    }
+
+    fn header(&mut self) -> Result<bool, CopyError> {
+        let Some(head) = self.buffer.get(..HEADER) else { return Ok(false) };
+        let extension = head.last_chunk::<4>().map_or(0, |b| u32::from_be_bytes(*b)) as usize;
+        if !head.starts_with(SIGNATURE) {
+            return Err(CopyError::Malformed);
+        }
+        if self.buffer.len() < HEADER + extension {
+            return Ok(false);
+        }
+        self.buffer.advance(HEADER + extension);
+        self.started = true;
+        Ok(true)
+    }
+
+    /// Writes a tuple; its length, or `None` if it is not complete.
+    fn tuple(&mut self, out: &mut Vec<u8>) -> Result<Option<usize>, CopyError> {
+        let Some(head) = self.buffer.first_chunk::<2>() else { return Ok(None) };
+        match i16::from_be_bytes(*head) {
+            -1 => {
+                self.ended = true;
+                return Ok(Some(2));
+            }
+            count if usize::try_from(count) != Ok(self.encoder.columns.len()) => return Err(CopyError::Malformed),
+            _ => {}
+        }
+        let mut rest = &self.buffer[2..];
+        for (place, column) in self.encoder.columns.iter().enumerate() {
+            let Ok(field) = field(&mut rest) else { return Ok(None) };
+            if let Err(why) = column.put(field, true, out) {
+                return Err(self.refused(place, why, self.fields()));
+            }
+        }
+        Ok(Some(self.buffer.len() - rest.len()))
+    }
+
+    /// The fields of the tuple at the front, as far as they are there.
+    fn fields(&self) -> Vec<Option<Vec<u8>>> {
+        let mut rest = &self.buffer[2..];
+        std::iter::from_fn(|| field(&mut rest).ok().map(|f| f.map(<[u8]>::to_vec))).take(self.encoder.columns.len()).collect()
+    }
+
+    fn line(&mut self, out: &mut Vec<u8>) -> Result<Option<usize>, CopyError> {
+        let Some(end) = self.buffer.iter().position(|b| *b == b'\n') else { return Ok(None) };
+        let fields: Vec<Option<Vec<u8>>> = self.buffer[..end].split(|b| *b == b'\t').map(unescape).collect();
+        if fields.len() != self.encoder.columns.len() {
+            return Err(CopyError::Malformed);
+        }
+        for (place, (column, field)) in self.encoder.columns.iter().zip(&fields).enumerate() {
+            if let Err(why) = column.put(field.as_deref(), false, out) {
+                return Err(self.refused(place, why, fields));
+            }
+        }
+        Ok(Some(end + 1))
+    }
+
+    fn refused(&self, column: usize, why: &'static str, fields: Vec<Option<Vec<u8>>>) -> CopyError {
+        let row = self.encoder.name_key(|place| fields.get(place).and_then(|f| f.as_deref()), self.binary);
+        CopyError::Value { refused: Refused { column, why }, row }
+    }
+}
+
+/// The next field of a tuple, `None` for NULL; an error if it is not complete.
+fn field<'b>(rest: &mut &'b [u8]) -> Result<Option<&'b [u8]>, ()> {
+    let (head, after) = rest.split_first_chunk().ok_or(())?;
+    let Ok(length) = usize::try_from(i32::from_be_bytes(*head)) else {
+        *rest = after;
+        return Ok(None);
+    };
+    let (field, after) = after.split_at_checked(length).ok_or(())?;
+    *rest = after;
+    Ok(Some(field))
+}
+
+/// A field of a text stream; `None` for NULL.
+fn unescape(field: &[u8]) -> Option<Vec<u8>> {
+    if field == b"\\N" {
+        return None;
+    }
+    let mut out = Vec::with_capacity(field.len());
+    let mut bytes = field.iter();
+    while let Some(byte) = bytes.next() {
+        out.push(match (byte, if *byte == b'\\' { bytes.next() } else { None }) {
+            (_, Some(b'b')) => 8,
+            (_, Some(b't')) => b'\t',
+            (_, Some(b'n')) => b'\n',
+            (_, Some(b'v')) => 11,
+            (_, Some(b'f')) => 12,
+            (_, Some(b'r')) => b'\r',
+            (_, Some(other)) => *other,
+            (plain, None) => *plain,
+        });
+    }
+    Some(out)
+}

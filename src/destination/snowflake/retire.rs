@@ -1,0 +1,99 @@
+//! The ends: of the tables that a swap retired, of an epoch that is given up, and of a whole mirror.
+
+use std::collections::BTreeSet;
+
+use super::{
+    Snowflake,
+    error::permanent,
+    ledger::{self, Begun, Fact, Table},
+    live, mark,
+    transaction::Transaction,
+};
+use crate::{destination::Error, table::TableName};
+
+/// See [`Destination::drop_retired`](crate::destination::Destination::drop_retired).
+pub(super) async fn drop_retired(at: &Snowflake) -> Result<(), Error> {
+    if ledger::swap_report(at).await?.is_none() {
+        return Ok(());
+    }
+    at.fence().await?;
+    drop_until(at, at.brief.epoch).await?;
+    let mut transaction = Transaction::fenced(at).await?;
+    let sql = format!("DELETE FROM {} WHERE \"EPOCH\" BETWEEN 1 AND {}", at.ledger(), at.brief.epoch.saturating_sub(1));
+    transaction.query(&sql, "writing the ledger").await?;
+    transaction.commit().await?;
+    at.clean("e").await
+}
+
+/// Drops what the swaps of this mirror up to `epoch` have retired.
+pub(super) async fn drop_until(at: &Snowflake, epoch: u32) -> Result<(), Error> {
+    for found in live::marked(at).await? {
+        if found.mark.generation.is_none() && found.mark.epoch <= epoch {
+            live::drop_table(at, &found.name).await?;
+        }
+    }
+    Ok(())
+}
+
+/// See [`Destination::abandon`](crate::destination::Destination::abandon).
+///
+/// The fence is closed first, behind this epoch too: a pod of it that nobody could stop finds it so. The next epoch has the number that closes it.
+/// What is left of this one tells a repeated call that it is not done.
+pub(super) async fn abandon(at: &Snowflake) -> Result<(), Error> {
+    if at.facts(&[Begun::KIND]).await?.get::<Begun>(0)?.is_none() || ledger::swap_report(at).await?.is_some() {
+        return Ok(());
+    }
+    let next = at.brief.epoch + 1;
+    match at.newest().await? {
+        Some(newest) if newest > next || newest == next && at.has_begun(next).await? => return Err(Error::Superseded(newest)),
+        Some(newest) if newest == next => {}
+        _ => {
+            let mut transaction = Transaction::begin(at).await?;
+            at.raise(&mut transaction, next).await?;
+            transaction.commit().await?;
+        }
+    }
+    for found in live::marked(at).await?.iter().filter(|found| found.is_shadow() && found.mark.epoch == at.brief.epoch) {
+        live::drop_table(at, &found.name).await?;
+    }
+    at.clean(&format!("e{}g", at.brief.epoch)).await?;
+    let sql = format!("DELETE FROM {} WHERE \"EPOCH\" = {}", at.ledger(), at.brief.epoch);
+    at.client()?.query(&sql, "writing the ledger").await.map(drop)
+}
+
+/// See [`Destination::forget`](crate::destination::Destination::forget).
+pub(super) async fn forget(at: &Snowflake, drop_live: bool) -> Result<(), Error> {
+    if at.newest().await?.is_none() {
+        return Ok(());
+    }
+    // Whatever the newest epoch is: a mirror that goes has no newer one to protect.
+    let live = live_names(at).await?;
+    for found in live::marked(at).await? {
+        let retired = found.mark.generation.is_none()
+            && (is_retired_name(&live, &found.name) || mark::is_any_swap(&found.name.name, found.mark.epoch));
+        if found.is_shadow() || retired || drop_live && live.contains(&found.name) {
+            live::drop_table(at, &found.name).await?;
+        } else {
+            // It stays, and is nobody's from now on; so is what people have renamed.
+            live::comment(at, &found.name, &found.words).await?;
+        }
+    }
+    let client = at.client()?;
+    client.query(&format!("DROP STAGE IF EXISTS {}", at.stage_name()), "dropping the stage").await?;
+    client.query(&format!("DROP TABLE IF EXISTS {}", at.ledger()), "dropping the ledger").await.map(drop)
+}
+
+fn is_retired_name(live: &BTreeSet<TableName>, table: &TableName) -> bool {
+    live.iter().any(|live| mark::retired(live) == *table)
+}
+
+/// The live names of all tables of the mirror that the ledger knows, of whatever epoch.
+async fn live_names(at: &Snowflake) -> Result<BTreeSet<TableName>, Error> {
+    let sql = format!("SELECT \"VALUE\" FROM {} WHERE \"KIND\" = '{}'", at.ledger(), Table::KIND);
+    let answer = at.client()?.query(&sql, "reading the ledger").await?;
+    answer
+        .rows()
+        .map(|row| serde_json::from_str::<Table>(row.text(0)).map(|t| t.schema.destination))
+        .collect::<Result<_, _>>()
+        .map_err(|e| permanent("LedgerUnreadable", e.to_string()))
+}

@@ -1,0 +1,45 @@
+//! What only Snowflake does: the change stream, what is kept over a swap, case, and how the service answers.
+
+mod apply;
+mod keeps;
+mod service;
+mod types;
+
+use mirror_operator::{
+    api::snowflake::SnowflakeTable,
+    destination::Applier,
+    table::{Identity, TableSchema},
+};
+
+use crate::{
+    fixture::{Fixture, open, table, whole},
+    on_snowflake::OnSnowflake,
+};
+
+/// `people`, keyed by its first column.
+fn people(place: &OnSnowflake) -> TableSchema {
+    place.adapt(table(0, "people", &["id bigint!", "name text", "note text"]))
+}
+
+/// `lines`, without a key.
+fn lines(place: &OnSnowflake) -> TableSchema {
+    let mut lines = place.adapt(table(0, "lines", &["id bigint", "name text"]));
+    lines.identity = Identity::FullRow;
+    lines
+}
+
+/// A place whose one table was loaded and swapped, and its applier.
+async fn streaming(
+    schema: impl Fn(&OnSnowflake) -> TableSchema,
+    rows: &[&str],
+    soft: bool,
+) -> (OnSnowflake, TableSchema, Box<dyn Applier>) {
+    let place = OnSnowflake::new().await.with(SnowflakeTable::default());
+    let mut brief = place.brief(1);
+    brief.soft_delete.enabled = soft;
+    let at = open(&brief).await;
+    let schema = schema(&place);
+    whole(&*at, &[(schema.clone(), rows)]).await;
+    let applier = at.applier().await.unwrap();
+    (place, schema, applier)
+}
