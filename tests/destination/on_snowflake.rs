@@ -184,7 +184,7 @@ impl Fixture for OnSnowflake {
         for column in &mut table.columns {
             let source = SourceType { oid: 1, text: column.source_type.clone(), kind: Kind::Base, element: None, sendable: true };
             // The suite wants a type that texts do not fit.
-            let wanted = (column.source_type == "uuid").then_some("NUMBER(38,0)");
+            let wanted = (column.source_type == "uuid" && column.source == "name").then_some("NUMBER(38,0)");
             column.destination_type = destination_type(&column.source_type, &source, wanted).destination_type;
             column.destination = self.to.names.stored(&column.destination);
         }
@@ -218,7 +218,7 @@ impl Fixture for OnSnowflake {
     }
 
     async fn times(&self, epoch: u32) -> Vec<String> {
-        let begun = format!("(SELECT AT FROM {} WHERE KIND = 'begun' AND EPOCH = {epoch})", self.ledger());
+        let begun = format!("(SELECT \"AT\" FROM {} WHERE KIND = 'begun' AND EPOCH = {epoch})", self.ledger());
         let at = format!("IFF(_PEERDB_SYNCED_AT = {begun}, 'begun', TO_VARCHAR(_PEERDB_SYNCED_AT))");
         self.rows(&format!("SELECT id, {at} FROM public.people WHERE _PEERDB_IS_DELETED ORDER BY id")).await
     }

@@ -77,7 +77,7 @@ known_stages = set()
 
 class Session:
     def __init__(self):
-        self.connection = database.connect()
+        self.connection = database.connect("MO", "PUBLIC")
         self.duck = self.connection._duck_conn
         self.lock, self.last, self.busy = threading.RLock(), time.monotonic(), False
         self.in_transaction, self.temporary, self.warehouse = False, set(), "NULL"
@@ -187,10 +187,9 @@ class Session:
               ON ext_table_catalog = database_name AND ext_table_schema = schema_name AND ext_table_name = table_name
               WHERE database_name = '{unquoted(name)[0]}' AND NOT temporary
             UNION ALL SELECT schema_name, view_name, 'VIEW', NULL, NULL, 'SYSADMIN' FROM duckdb_views() WHERE database_name = '{unquoted(name)[0]}' AND NOT internal"""
-        try:
-            self.duck.execute(f'USE "{unquoted(name)[0]}"')
-        except Exception:
-            raise Refused("002003", "02000", f"Database '{name}' does not exist or not authorized.") from None
+        if not self.duck.execute("SELECT 1 FROM duckdb_databases() WHERE database_name = ?", unquoted(name)).fetchall():
+            raise Refused("002003", "02000", f"Database '{name}' does not exist or not authorized.")
+        condition = re.sub(r"\bSTARTSWITH\(", "starts_with(", condition)
         cursor = self.duck.execute(f"SELECT {columns}, TABLE_SCHEMA, TABLE_NAME FROM ({known}) WHERE {literals(condition)} ORDER BY 1")
         names, rows = [c[0].upper() for c in cursor.description][:-2], [list(row) for row in cursor.fetchall()]
         if "CLUSTERING_KEY" in names:

@@ -76,7 +76,11 @@ fn lead(url: &mut Url, to: &Url) -> Result<()> {
     let wrong = || Error::Middleware(std::io::Error::other("the Peer's host cannot be part of a URL").into());
     url.set_scheme(to.scheme()).map_err(|()| wrong())?;
     url.set_host(to.host_str()).map_err(|_| wrong())?;
-    url.set_port(to.port()).map_err(|()| wrong())
+    url.set_port(to.port()).map_err(|()| wrong())?;
+    // Of one path the crate makes two slashes.
+    let path = format!("/{}", url.path().trim_start_matches('/'));
+    url.set_path(&path);
+    Ok(())
 }
 
 /// Of all that the service says of its own state, what passes (official drivers, "isRetryableHTTPCode").

@@ -172,7 +172,7 @@ async fn a_key_may_become_nullable() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_stream_moves_on_without_a_write_to_the_ledger() {
     let (place, _, mut applier) = streaming(people, ROWS, true).await;
-    let written = async || place.rows(&format!("SELECT MAX(AT) FROM {}", place.ledger())).await;
+    let written = async || place.rows(&format!("SELECT MAX(\"AT\") FROM {}", place.ledger())).await;
     let before = written().await;
     applier.commit(Lsn(0x5000)).await.unwrap();
     assert_eq!(applier.position(), Lsn(0x5000));
