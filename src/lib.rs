@@ -7,6 +7,7 @@ pub mod controller;
 pub mod destination;
 pub mod finish;
 pub mod generate;
+pub mod listen;
 pub mod mirror;
 pub mod name;
 pub mod peer;

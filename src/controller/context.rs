@@ -62,7 +62,8 @@ pub enum Error {
     /// A stored brief cannot be read.
     #[error(
         "the brief in ConfigMap {name:?} cannot be read: {cause}. Put back what it held, or go back to the operator that wrote it; to let the Mirror go without \
-         removing anything, annotate it with {}=true", crate::mirror::FORCE_ANNOTATION
+         removing anything, annotate it with {}=true",
+        crate::mirror::FORCE_ANNOTATION
     )]
     Brief {
         /// Name of the ConfigMap.

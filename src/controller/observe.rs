@@ -1,5 +1,7 @@
 //! Reading facts: pods, Jobs, and what pipeline pods say.
 
+use std::net::SocketAddr;
+
 use k8s_openapi::{
     api::{
         batch::v1::Job,
@@ -50,9 +52,10 @@ impl Pods {
         finished.iter().rev().filter_map(|p| serde_json::from_str(message(p)?).ok()).collect()
     }
 
-    /// The address of the pipeline pod.
-    fn pipeline_address(&self) -> Option<&str> {
-        self.component("pipeline").find_map(|p| p.status.as_ref()?.pod_ip.as_deref())
+    /// Where the pipeline pod answers. Written out, an address of IPv6 has its brackets.
+    fn pipeline_address(&self) -> Option<SocketAddr> {
+        let address = self.component("pipeline").find_map(|p| p.status.as_ref()?.pod_ip.as_deref())?;
+        Some(SocketAddr::new(address.parse().ok()?, PORT))
     }
 }
 
@@ -109,7 +112,7 @@ impl Context {
 
     /// What the pipeline pod says, if it can be asked.
     pub async fn ask_pipeline(&self, pods: &Pods, mirror_uid: &str, epoch: u32) -> Option<Report> {
-        let url = format!("http://{}:{PORT}/status", pods.pipeline_address()?);
+        let url = format!("http://{}/status", pods.pipeline_address()?);
         let report: Report = self.http.get(url).send().await.ok()?.json().await.ok()?;
         (report.mirror_uid == mirror_uid && report.epoch == epoch).then_some(report)
     }
@@ -155,7 +158,7 @@ fn count_indexes(list: &str) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{count_indexes, decisive};
+    use super::{Pod, PodStatus, Pods, count_indexes, decisive};
     use crate::report::{Failure, JobReport};
 
     #[test]
@@ -168,6 +171,19 @@ mod tests {
         assert_eq!(reason(vec![said("Stopped", false), said("ValueRefused", true), said("Away", false)]), Some("ValueRefused".into()));
         assert_eq!(reason(vec![said("Stopped", false), said("Away", false)]), Some("Stopped".into()));
         assert_eq!(reason(vec![]), None);
+    }
+
+    #[test]
+    fn a_pipeline_is_asked_at_its_address_of_either_family() {
+        let at = |address: &str| {
+            let mut pod = Pod::default();
+            pod.metadata.labels = Some([("app.kubernetes.io/component".to_string(), "pipeline".to_string())].into());
+            pod.status = Some(PodStatus { pod_ip: Some(address.into()), ..PodStatus::default() });
+            Pods(vec![pod]).pipeline_address().map(|address| address.to_string())
+        };
+        assert_eq!(at("10.1.2.3").as_deref(), Some("10.1.2.3:8080"));
+        assert_eq!(at("fd00::7").as_deref(), Some("[fd00::7]:8080"));
+        assert_eq!(at(""), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, rou
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
+use crate::listen;
 
 /// Serves until `shutdown`.
 pub async fn run(port: u16, context: Arc<Context>, shutdown: CancellationToken) -> std::io::Result<()> {
@@ -14,8 +15,7 @@ pub async fn run(port: u16, context: Arc<Context>, shutdown: CancellationToken) 
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(context);
-    let listener =
-        tokio::net::TcpListener::bind(("0.0.0.0", port)).await.inspect_err(|error| tracing::error!(port, %error, "cannot listen"))?;
+    let listener = listen::everywhere(port).await.inspect_err(|error| tracing::error!(port, %error, "cannot listen"))?;
     axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }
 

@@ -12,7 +12,6 @@ mod retire;
 
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use board::Board;
@@ -21,14 +20,14 @@ use hold::Hold;
 use crate::{
     brief::Brief,
     destination::{self, Destination, EpochState, Error as DestinationError},
+    listen,
     postgres::connect,
     report::{Failure, Stage},
     source::{Error as SourceError, slot},
     trouble::Trouble,
+    workload::PORT,
 };
 
-/// Where the pod answers.
-pub const ADDRESS: (&str, u16) = ("0.0.0.0", 8080);
 /// How often the ledger is read for the swap.
 const SWAP_POLL: Duration = Duration::from_millis(200);
 /// How often tables' reports are read while nothing else happens.
@@ -43,7 +42,7 @@ const CURE: Duration = Duration::from_secs(30);
 pub async fn run(brief: Brief) -> Result<(), Failure> {
     let cannot = |reason: &str, why: String| Failure { reason: reason.into(), message: why, permanent: false };
     let endless = CancellationToken::new();
-    let listener = TcpListener::bind(ADDRESS).await.map_err(|error| cannot("Listen", format!("{ADDRESS:?}: {error}")))?;
+    let listener = listen::everywhere(PORT).await.map_err(|error| cannot("Listen", format!("port {PORT}: {error}")))?;
     let destination = destination::open(&brief).await.map_err(|error| Trouble::from(error).failure())?;
     let board = Board::new(&brief);
     tokio::select! {
