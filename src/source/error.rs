@@ -78,7 +78,11 @@ impl Error {
                     WireError::Server { sqlstate, .. } => advise(&SqlState::from_code(sqlstate)),
                     _ => ("SourceUnavailable", false),
                 };
-                Failure { reason: reason.into(), message: self.to_string(), permanent }
+                let cure = match reason {
+                    "SourceSchemaChanged" => ". The table was changed at the source while it was loaded; apply a new MirrorResync",
+                    _ => "",
+                };
+                Failure { reason: reason.into(), message: format!("{self}{cure}"), permanent }
             }
             Self::SnapshotGone { .. } => Failure { reason: "SnapshotLost".into(), message: self.to_string(), permanent: false },
             Self::Rewritten(_) => Failure { reason: "TableRewritten".into(), message: self.to_string(), permanent: false },

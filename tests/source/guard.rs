@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use mirror_operator::{
     brief::{Brief, DestinationPeer},
-    finish,
+    destination, finish,
     pipeline::Board,
     report::Stage,
+    snapshot::Worker,
 };
 
 use crate::{
@@ -116,6 +117,74 @@ async fn streams(pod: &Pod) {
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
     panic!("it does not stream: {:?}", pod.board.report());
+}
+
+#[tokio::test]
+async fn a_copied_column_that_changes_while_its_table_is_loaded_ends_the_resync_in_words_and_an_added_one_does_not() {
+    let dropped = "column \"v\" does not exist";
+    for (change, words) in [
+        ("DROP v", Some(dropped)),
+        ("RENAME v TO w", Some(dropped)),
+        ("ALTER v TYPE bigint", Some("public.t: the table was changed at the source while it was loaded")),
+        ("ADD x int DEFAULT 7", None),
+    ] {
+        let fixture = Fixture::new().await;
+        let source = fixture.at_source().await;
+        source.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT generate_series(1, 10), 1").await.unwrap();
+        let pod = Pod::start(&fixture.brief(1, &["public.t"])).await;
+        pod.offers(1).await;
+        source.batch_execute(&format!("ALTER TABLE t {change}")).await.unwrap();
+        let brief = pod.brief.clone();
+        let destination = destination::open(&brief).await.unwrap();
+        let mut worker = Worker::new(&brief, &*destination, 0).unwrap();
+        let ended = tokio::select! {
+            worked = worker.work() => worked.err(),
+            // A table that was written anew wants a new snapshot, which the pod then refuses.
+            failure = pod.fails() => Some(failure),
+        };
+        match words {
+            None => assert_eq!(ended, None, "{change}"),
+            Some(words) => {
+                let failure = ended.unwrap();
+                assert_eq!((failure.reason.as_str(), failure.permanent), ("SourceSchemaChanged", true), "{change}: {failure:?}");
+                for words in ["public.t", words, "apply a new"] {
+                    assert!(failure.message.contains(words), "{change}: {failure:?}");
+                }
+            }
+        }
+        pod.stop().await;
+        finish::cleanup(&brief).await.unwrap();
+        drop(source);
+        fixture.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_is_locked_at_the_source_is_waited_for_and_named() {
+    let fixture = Fixture::new().await;
+    let source = fixture.at_source().await;
+    source.batch_execute(TABLE).await.unwrap();
+    source.batch_execute("BEGIN; LOCK TABLE t IN SHARE MODE").await.unwrap();
+    let pod = Pod::start(&fixture.brief(1, &["public.t"])).await;
+    until_failure(&pod, "SourceLocked").await;
+    source.batch_execute("COMMIT").await.unwrap();
+    pod.offers(1).await;
+    let brief = pod.brief.clone();
+    pod.stop().await;
+    finish::cleanup(&brief).await.unwrap();
+    drop(source);
+    fixture.end().await;
+}
+
+/// Waits until the pod reports a failure that it goes on after.
+async fn until_failure(pod: &Pod, reason: &str) {
+    for _ in 0..1200 {
+        if pod.board.report().failure.is_some_and(|f| f.reason == reason && !f.permanent) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("{reason} is not reported: {:?}", pod.board.report());
 }
 
 #[tokio::test]
