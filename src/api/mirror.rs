@@ -106,7 +106,7 @@ pub struct Table {
     pub exclude_columns: Vec<String>,
     /// Columns that bear another name or type at the destination.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1600))]
+    #[schemars(length(max = 1600), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["source"]))]
     pub columns: Vec<Column>,
     /// How the table is kept, if the destination is ClickHouse.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -298,7 +298,8 @@ pub struct Amount {
 pub struct SnapshotStatus {
     /// The position that the snapshot stands for.
     pub lsn: String,
-    /// How often a snapshot had to be exported: 1 unless the source restarted.
+    /// How often a snapshot had to be exported: more than once if the source restarted, whoever held it was cut off, or a table was rewritten or truncated
+    /// while it was loaded.
     pub exports: u32,
 }
 
