@@ -1,7 +1,8 @@
 //! What is carried from the old tables.
 
 use mirror_operator::{
-    destination::{Destination, Error},
+    destination::{Cell, Counts, Destination, Error, RowChange},
+    postgres::Lsn,
     report::TableReport,
     table::{Identity, TableSchema},
 };
@@ -163,4 +164,30 @@ async fn old_rows_that_share_a_new_key_are_carried_once() {
     assert_eq!((report.carried_deleted, report.carried_missing), (0, 1));
     // Of the three rows with the key b the flagged one is not wanted, and one of the others has no place.
     assert!(report.note.as_ref().is_some_and(|n| n.starts_with("1 rows were not carried")), "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_of_its_own_bear_the_names_that_the_mirror_gives_them() {
+    let place = OnPostgres::new().await;
+    let named = |epoch| {
+        let mut brief = place.brief(epoch);
+        (brief.soft_delete.column, brief.synced_at_column) = ("is \"gone\"".into(), "Seen At".into());
+        brief
+    };
+    let rows = async || place.rows("SELECT id, name, \"is \"\"gone\"\"\", \"Seen At\" IS NOT NULL FROM public.people ORDER BY 1").await;
+    let at = open(&named(1)).await;
+    assert_eq!(at.preflight(&[people(COLUMNS)]).await.unwrap(), vec![]);
+    whole(&*at, &[(people(COLUMNS), &["1\tone", "2\ttwo", "3\tthree"])]).await;
+    let text = |text: &'static str| Cell::Text(text.into());
+    let changes = vec![
+        RowChange::Delete { key: vec![text("2"), Cell::Null] },
+        RowChange::Upsert { row: vec![text("4"), text("four")], deleted: false },
+    ];
+    let mut to = at.applier().await.unwrap();
+    to.write(&people(COLUMNS), changes, vec![Default::default(); 2], Counts::default()).await.unwrap();
+    to.commit(Lsn(2001)).await.unwrap();
+    assert_eq!(rows().await, ["1|one|f|t", "2|two|t|t", "3|three|f|t", "4|four|f|t"]);
+    // 3 is gone and its delete was never seen.
+    whole(&*open(&named(2)).await, &[(people(COLUMNS), &["1\tone", "4\tfour"])]).await;
+    assert_eq!(rows().await, ["1|one|f|t", "2|two|t|t", "3|three|t|t", "4|four|f|t"]);
 }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use mirror_operator::stream::Ended;
+use mirror_operator::{
+    postgres::{Lsn, wire::ReplicationSession},
+    stream::Ended,
+};
 
 use crate::{
     support::until,
@@ -170,4 +173,18 @@ async fn the_slot_is_told_of_nothing_that_the_ledger_does_not_hold() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     world.settle(&running).await;
+}
+
+#[tokio::test]
+async fn a_slot_that_somebody_else_reads_from_is_told_and_taken_once_it_is_free() {
+    let world = World::new("in_use", &["acc", "log"], TABLES).await;
+    let session = ReplicationSession::connect(&world.brief.source, "somebody").await.unwrap();
+    let reading = session.start(&world.brief.slot(), Lsn(0), &world.brief.publication()).await.unwrap();
+    let running = world.run();
+    until("it is told", async || running.health.borrow().failure.as_ref().is_some_and(|f| f.reason == "SlotInUse" && !f.permanent)).await;
+    drop(reading);
+    world.sql("INSERT INTO public.acc VALUES (1)").await;
+    world.settle(&running).await;
+    assert_eq!(world.same("acc").await, 1);
+    assert_eq!(running.health.borrow().failure, None);
 }

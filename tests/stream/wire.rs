@@ -1,5 +1,10 @@
 //! The replication connection.
 
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
 use mirror_operator::{
     api::peer::TlsMode,
     postgres::{
@@ -30,6 +35,37 @@ async fn every_tls_mode_connects_or_says_why_not() {
         ReplicationSession::connect(&to, "test").await.unwrap_or_else(|e| panic!("{mode:?}: {e}"));
         connect(&to, "test").await.unwrap_or_else(|e| panic!("{mode:?}: {e}"));
     }
+}
+
+/// A certificate for a role, by the authority of the server's own, whose key lies beside it.
+fn certificate(ca: &Path, role: &str) -> (SecretFile, SecretFile) {
+    let directory = std::env::temp_dir().join(format!("mirror-test-certificate-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let script = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj \"/CN=$1\" -keyout client.key -out client.crt \
+                  -CA \"$2/ca.crt\" -CAkey \"$2/ca.key\" -addext basicConstraints=critical,CA:FALSE";
+    let ca = ca.parent().unwrap().to_str().unwrap();
+    let made = Command::new("sh").args(["-ec", script, "sh", role, ca]).current_dir(&directory).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let file = |name: &str| SecretFile { path: directory.join(name), secret: "client".into(), key: name.into() };
+    (file("client.crt"), file("client.key"))
+}
+
+#[tokio::test]
+async fn a_client_certificate_lets_its_role_in_without_a_password() {
+    let admin = connect(&with_tls(TlsMode::Prefer), "test").await.unwrap();
+    admin.batch_execute("DROP ROLE IF EXISTS certified; CREATE ROLE certified LOGIN REPLICATION").await.unwrap();
+    let path: PathBuf = std::env::var("MIRROR_TEST_SOURCE_CA").expect("MIRROR_TEST_SOURCE_CA: the CA of the source's certificate").into();
+    let certificates = certificate(&path, "certified");
+    let ca = Some(SecretFile { path, secret: "ca".into(), key: "ca.crt".into() });
+    let without = Connection { user: "certified".into(), password: None, ca, ..with_tls(TlsMode::VerifyFull) };
+    let to = Connection { client_certificate: Some(certificates), ..without.clone() };
+    let client = connect(&to, "test").await.unwrap();
+    assert_eq!(value(&client, "SELECT client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()").await, "/CN=certified");
+    let mut session = ReplicationSession::connect(&to, "test").await.unwrap();
+    assert_eq!(session.simple_query("SELECT current_user").await.unwrap(), [[Some("certified".to_string())]]);
+    let refused = connect(&without, "test").await.err().unwrap().to_string();
+    assert!(refused.contains("certificate"), "{refused}");
+    admin.batch_execute("DROP ROLE certified").await.unwrap();
 }
 
 #[tokio::test]
