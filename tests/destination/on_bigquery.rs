@@ -167,6 +167,7 @@ impl Fixture for OnBigQuery {
             columns: vec![],
             clickhouse: None,
             bigquery: Some(options.clone()),
+            snowflake: None,
         };
         brief.tables = self.options.iter().map(table).collect();
         brief

@@ -126,6 +126,7 @@ impl OnSnowflake {
             columns: vec![],
             clickhouse: None,
             snowflake: Some(options.clone()),
+            bigquery: None,
         };
         brief.tables = self.options.iter().map(table).collect();
         brief

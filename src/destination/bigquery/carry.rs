@@ -239,13 +239,12 @@ impl Plan {
 
 /// Names the columns whose values do not fit their new types, before anything is carried.
 async fn misfits(at: &BigQuery, table: &Table, plan: &Plan, doing: &str) -> Result<(), Error> {
-    let changed: Vec<(&Common, &(String, String, Option<String>))> =
-        plan.columns.iter().filter_map(|c| Some((c, c.cast.as_ref()?))).collect();
+    let changed: Vec<_> = plan.columns.iter().filter_map(|c| Some((c, c.cast.as_ref()?))).collect();
     if changed.is_empty() {
         return Ok(());
     }
-    let misfit = |(column, (_, _, safe)): &(&Common, &(String, String, Option<String>))| {
-        let fits = safe.as_ref().map_or(String::new(), |safe| format!(" AND {safe} IS NULL"));
+    let misfit = |column: &Common, safe: Option<&String>| {
+        let fits = safe.map_or(String::new(), |safe| format!(" AND {safe} IS NULL"));
         let there = if column.cast.as_ref().is_some_and(|(was, ..)| was.starts_with("ARRAY")) {
             format!("ARRAY_LENGTH({}) > 0", column.old)
         } else {
@@ -253,7 +252,7 @@ async fn misfits(at: &BigQuery, table: &Table, plan: &Plan, doing: &str) -> Resu
         };
         format!("CAST(COUNTIF({there}{fits}) AS STRING)")
     };
-    let counted: Vec<String> = changed.iter().map(misfit).collect();
+    let counted: Vec<String> = changed.iter().map(|(column, (_, _, safe))| misfit(column, safe.as_ref())).collect();
     let sql = format!("SELECT {} FROM {} AS o WHERE {}", counted.join(", "), plan.live, plan.wanted);
     let rows = at.jobs().await?.rows(sql).await.map_err(|e| meaning(&e, doing))?;
     let counts = rows.into_iter().next().unwrap_or_default();

@@ -264,9 +264,15 @@ impl ColumnEncoder {
             (Binary::Timestamp, _) => self.put_moment(time::timestamp_from_binary(value).ok_or(MALFORMED)?, to, out)?,
             (Binary::Time, _) => {
                 let micros = time::clock_from_binary(value, self.rules.out_of_range)?;
-                put_short(out, |out| Ok(time::put_clock(micros, out)))?;
+                put_short(out, |out| {
+                    time::put_clock(micros, out);
+                    Ok(())
+                })?;
             }
-            (Binary::Uuid, _) if value.len() == 16 => put_short(out, |out| Ok(put_uuid(value, out)))?,
+            (Binary::Uuid, _) if value.len() == 16 => put_short(out, |out| {
+                put_uuid(value, out);
+                Ok(())
+            })?,
             _ => return Err(MALFORMED),
         }
         Ok(())
@@ -328,7 +334,10 @@ impl ColumnEncoder {
             Type::Date | Type::Datetime | Type::Timestamp => self.put_moment(time::from_text(text)?, to, out)?,
             Type::Time => {
                 let micros = time::clock_from_text(text, self.rules.out_of_range)?;
-                put_short(out, |out| Ok(time::put_clock(micros, out)))?;
+                put_short(out, |out| {
+                    time::put_clock(micros, out);
+                    Ok(())
+                })?;
             }
             Type::Array(_) => return Err(DIMENSIONS),
         }
@@ -342,7 +351,10 @@ impl ColumnEncoder {
             Type::Timestamp => put_varint(time::micros(moment, rule)?.cast_unsigned(), out),
             Type::Datetime => {
                 let micros = time::micros(moment, rule)?;
-                put_short(out, |out| Ok(time::put_datetime(micros, out)))?;
+                put_short(out, |out| {
+                    time::put_datetime(micros, out);
+                    Ok(())
+                })?;
             }
             _ => return Err(MALFORMED),
         }

@@ -137,7 +137,7 @@ async fn copy(
     let reader = CopyReader::new(&encoder, table.binary());
     let (full, batches) = mpsc::channel(1);
     let filling = async { Ok::<_, Stopped>(fill(reader, rows, full, |error| refused(table, &error, doing)).await?) };
-    let sending = async { Ok::<_, Stopped>(send(at, into, encoder.descriptor(), batches).await?) };
+    let sending = send(at, into, encoder.descriptor(), batches);
     // Whichever fails ends the other.
     let (loaded, (stream, written)) = tokio::try_join!(filling, sending)?;
     if loaded.rows != written {

@@ -25,7 +25,7 @@ use super::{
     types::Type,
 };
 use crate::{
-    destination::{Applier, Cell, Counts, Error, RowChange},
+    destination::{Applier, Cell, Counts, Error, Position, RowChange},
     postgres::Lsn,
     table::{Identity, TableSchema},
 };
@@ -294,7 +294,7 @@ impl SnowflakeApplier {
                 Fill::Constant(format!("CAST({literal} AS {type_})"))
             }
             Type::Binary => Fill::Computed(format!("TO_BINARY({literal}, 'HEX')")),
-            Type::Variant | Type::Object | Type::Array | Type::Geography | Type::Geometry => Fill::Computed(type_.from_text(&literal)),
+            Type::Variant | Type::Object | Type::Array | Type::Geography | Type::Geometry => Fill::Computed(type_.of_text(&literal)),
         })
     }
 

@@ -151,7 +151,7 @@ fn common(before: &Attribute, column: &Attribute) -> Common {
 fn cast(old: &str, was: &str, is: &str) -> String {
     let semi = |text: &str| ["VARIANT", "OBJECT", "ARRAY"].iter().any(|name| text.starts_with(name));
     match Type::parse(is) {
-        Some(to) if semi(is) && !semi(was) => to.from_text(&format!("CAST({old} AS VARCHAR)")),
+        Some(to) if semi(is) && !semi(was) => to.of_text(&format!("CAST({old} AS VARCHAR)")),
         _ if semi(was) && is.starts_with("VARCHAR") => format!("TO_JSON({old})"),
         _ => format!("CAST({old} AS {is})"),
     }

@@ -280,7 +280,7 @@ fn put_hex(bytes: &[u8], out: &mut Vec<u8>) {
 
 /// Digits as PostgreSQL writes them.
 fn put_hex_digits(digits: &[u8], out: &mut Vec<u8>) -> Result<(), &'static str> {
-    if digits.len() % 2 != 0 || !digits.iter().all(u8::is_ascii_hexdigit) {
+    if !digits.len().is_multiple_of(2) || !digits.iter().all(u8::is_ascii_hexdigit) {
         return Err(MALFORMED);
     }
     if digits.is_empty() {

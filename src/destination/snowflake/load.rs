@@ -226,7 +226,7 @@ impl Copy<'_> {
 pub(super) fn columns_and_values(table: &TableSchema, more: &[(String, String)]) -> (Vec<String>, Vec<String>) {
     let fields = table.copied().enumerate().map(|(place, column)| {
         let field = format!("${}", place + 1);
-        (ident(&column.destination), Type::parse(&column.destination_type).map_or(field.clone(), |to| to.from_text(&field)))
+        (ident(&column.destination), Type::parse(&column.destination_type).map_or(field.clone(), |to| to.of_text(&field)))
     });
     fields.chain(more.iter().cloned()).unzip()
 }

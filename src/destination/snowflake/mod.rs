@@ -46,6 +46,9 @@ use crate::{
 };
 use client::Client;
 
+/// A number of writes, and what was read after them.
+type Told = (u64, (Load, Vec<TableReport>));
+
 /// One epoch of one mirror at a Snowflake account.
 pub struct Snowflake {
     brief: Brief,
@@ -54,7 +57,7 @@ pub struct Snowflake {
     stage: stage::Places,
     owner: Arc<apply::Owner>,
     /// What [`Destination::progress`] has read, and after how many writes of this process' stream.
-    told: Mutex<Option<(u64, (Load, Vec<TableReport>))>>,
+    told: Mutex<Option<Told>>,
 }
 
 impl Snowflake {

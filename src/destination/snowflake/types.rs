@@ -96,7 +96,7 @@ impl Type {
     }
 
     /// What becomes of a field's text, an expression, on its way into a column of this type.
-    pub(super) fn from_text(self, field: &str) -> String {
+    pub(super) fn of_text(self, field: &str) -> String {
         match self {
             // Objects of the type `json` may have two members of one name: the last one counts, as at PostgreSQL.
             Self::Variant => format!("PARSE_JSON({field}, 'd')"),

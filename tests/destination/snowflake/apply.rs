@@ -8,7 +8,7 @@ use mirror_operator::{
 
 use super::{lines, people, streaming};
 use crate::{
-    fixture::{Fixture, boundary, column, open},
+    fixture::{Fixture, boundary, column, made, open},
     on_snowflake::OnSnowflake,
 };
 
@@ -35,7 +35,7 @@ fn delete(cells: &[&str]) -> RowChange {
 }
 
 async fn write(applier: &mut dyn Applier, table: &TableSchema, changes: Vec<RowChange>) {
-    let positions = vec![Lsn(1500); changes.len()];
+    let positions = vec![made(1500); changes.len()];
     applier.write(table, changes, positions, Counts { inserts: 1, ..Counts::default() }).await.unwrap();
 }
 
@@ -98,7 +98,7 @@ async fn without_soft_deletes_rows_go() {
     write(&mut *applier, &people, vec![delete(&["1", "=", "="]), rekey]).await;
     applier.commit(Lsn(2000)).await.unwrap();
     assert_eq!(place.rows("SELECT id, name FROM public.people ORDER BY id").await, ["2|two", "30|three"]);
-    applier.truncate(&people, Lsn(2500)).await.unwrap();
+    applier.truncate(&people, made(2500)).await.unwrap();
     assert_eq!(place.count("people").await, 2);
     write(&mut *applier, &people, vec![upsert(&["7", "after", "∅"])]).await;
     applier.commit(Lsn(3000)).await.unwrap();
@@ -109,7 +109,7 @@ async fn without_soft_deletes_rows_go() {
 async fn truncate_flags_what_was_there_and_nothing_after_it() {
     let (place, people, mut applier) = streaming(people, ROWS, true).await;
     write(&mut *applier, &people, vec![upsert(&["4", "before", "∅"])]).await;
-    applier.truncate(&people, Lsn(1600)).await.unwrap();
+    applier.truncate(&people, made(1600)).await.unwrap();
     write(&mut *applier, &people, vec![upsert(&["1", "after", "∅"])]).await;
     applier.commit(Lsn(2000)).await.unwrap();
     assert_eq!(read(&place).await, ["1|after|∅|f", "2|two|longer|t", "3|three|∅|t", "4|before|∅|t"]);
@@ -216,7 +216,7 @@ async fn keys_that_differ_as_texts_only_are_one() {
 async fn a_refused_value_is_told_when_it_is_written() {
     let (_, mut people, mut applier) = streaming(people, ROWS, true).await;
     people.columns[1].destination_type = "NUMBER(38,0)".into();
-    let outcome = applier.write(&people, vec![upsert(&["1", "secret", "∅"])], vec![Lsn(1)], Counts::default()).await;
+    let outcome = applier.write(&people, vec![upsert(&["1", "secret", "∅"])], vec![made(1)], Counts::default()).await;
     let Err(Error::Permanent(failure)) = outcome else { panic!("{outcome:?}") };
     assert!(failure.reason == "ValueRefused" && failure.message.contains("\"NAME\"") && !failure.message.contains("secret"), "{failure:?}");
 }

@@ -10,7 +10,7 @@ use mirror_operator::{
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use crate::{
-    fixture::{Fixture, boundary, from_loaded, open, plan, table},
+    fixture::{Fixture, boundary, from_loaded, made, open, plan, table},
     on_snowflake::OnSnowflake,
 };
 
@@ -152,6 +152,6 @@ async fn apply(applier: &mut dyn Applier, schema: &TableSchema, first: usize, ro
         let id = Cell::Text((first + n).to_string().into());
         RowChange::Upsert { row: std::iter::once(id).chain(row.iter().map(cell)).collect(), deleted: false }
     });
-    applier.write(schema, changes.collect(), vec![Lsn(1500); rows.len()], Counts::default()).await.unwrap();
+    applier.write(schema, changes.collect(), vec![made(1500); rows.len()], Counts::default()).await.unwrap();
     applier.commit(Lsn(2000)).await.unwrap();
 }
