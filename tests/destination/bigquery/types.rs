@@ -78,7 +78,7 @@ async fn each_type_goes_through_and_back() {
     whole(&*open(&place.brief(1)).await, &[(schema, &[&line, &nulls])]).await;
     for (name, (type_, text, expected)) in names.iter().zip(&cases) {
         let read = place.rows(&format!("SELECT {} FROM public.t WHERE id = 1", as_text(type_, name))).await;
-        assert_eq!(read, std::slice::from_ref(&expected), "{type_} {text}");
+        assert_eq!(read, std::slice::from_ref(expected), "{type_} {text}");
     }
     let nothing: Vec<String> = names.iter().map(|name| format!("{name} IS NULL")).collect();
     assert_eq!(place.rows(&format!("SELECT {} FROM public.t WHERE id = 2", nothing.join(" AND "))).await, ["true"]);
