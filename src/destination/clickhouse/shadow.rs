@@ -175,7 +175,8 @@ pub(super) async fn trial(at: &ClickHouse, table: &TableSchema) -> Result<Option
     }
 }
 
-/// The statement that creates a shadow. Codecs come after it, as the types may not have them. Its TTL comes with the swap: rows that expire while they are loaded would be missing when they are counted and carried.
+/// The statement that creates a shadow. Codecs come after it, as the types may not have them. Its TTL comes with the swap: rows that expire while they
+/// are loaded would be missing when they are counted and carried.
 fn statement(
     ddl: Ddl<'_>,
     name: &TableName,
