@@ -83,6 +83,13 @@ async fn readers_see_old_or_new_tables_and_never_a_mix_nor_an_error() {
     }
 }
 
+/// Awaits that a query answers true, while the swap goes on.
+async fn awaits<T>(place: &OnPostgres, swap: &tokio::task::JoinHandle<T>, query: &str) {
+    while place.rows(query).await != ["t"] {
+        assert!(!swap.is_finished(), "the swap did not wait");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_reader_is_given_way_and_others_pass_meanwhile() {
     let place = first_epoch().await;
@@ -93,7 +100,7 @@ async fn a_long_reader_is_given_way_and_others_pass_meanwhile() {
     let long = place.client().await;
     long.batch_execute("BEGIN; SELECT * FROM public.b").await.unwrap();
     let swap = tokio::spawn(async move { at.swap().await });
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    awaits(&place, &swap, "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'public.b'::regclass)").await;
     assert_eq!(place.rows("SELECT DISTINCT version FROM public.a").await, ["1"]);
     assert!(!swap.is_finished());
     long.batch_execute("COMMIT").await.unwrap();
@@ -111,8 +118,9 @@ async fn a_transaction_with_an_older_snapshot_is_waited_for() {
     old.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").await.unwrap();
     at.carry().await.unwrap();
     let swap = tokio::spawn(async move { at.swap().await });
-    tokio::time::sleep(Duration::from_millis(700)).await;
-    assert!(!swap.is_finished());
+    let looked = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+                  AND application_name LIKE 'mo %' AND state = 'idle' AND query LIKE '%backend_xmin IS NOT NULL%')";
+    awaits(&place, &swap, looked).await;
     let seen: i64 = old.query_one("SELECT count(*) FROM public.b", &[]).await.unwrap().get(0);
     assert_eq!(seen, 1);
     old.batch_execute("COMMIT").await.unwrap();
