@@ -51,7 +51,7 @@ fn array(elements: &[Option<&[u8]>]) -> Vec<u8> {
 
 #[test]
 fn both_forms_of_a_value_give_the_same_field() {
-    let micros = 772_342_200_500_000i64.to_be_bytes();
+    let micros = 772_337_400_500_000i64.to_be_bytes();
     let table: &[(&str, &str, &str, &[u8], &str)] = &[
         ("boolean", "BOOLEAN", "t", &[1], "t,"),
         ("integer", "NUMBER(38,0)", "-7", &(-7i32).to_be_bytes(), "-7,"),
