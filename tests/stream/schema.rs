@@ -271,6 +271,10 @@ async fn a_publication_that_was_dropped_is_told_before_the_next_change_is() {
     world.sql(&format!("DROP PUBLICATION {}", mirror_operator::postgres::ident(&world.brief.slot()))).await;
     until_drift(&world, "was dropped at the source").await;
     world.sql("INSERT INTO public.a VALUES (1)").await;
+    // From version 18 on the server passes over whatever no publication covers, and is silent.
+    if value(&world.source, "SELECT current_setting('server_version_num')").await.parse::<u32>().unwrap() >= 180_000 {
+        return world.settle(&running).await;
+    }
     until("the stream says so too", async || {
         running
             .health
