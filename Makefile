@@ -157,11 +157,12 @@ bench: setup ## measure, against psql and pgcopydb in the same run
 demo: $(needs_cluster) ## a mirror and its resync, live in the terminal (DESTINATION=clickhouse: to ClickHouse)
 	@$(on_node) demo/run
 
-# The demonstration checks what it shows.
+# The demonstration checks what it shows. It is removed afterwards: tests that are run again count what the operator writes.
 .PHONY: demo-tested
 demo-tested: $(needs_cluster)
 	@$(step) "demo" $(on_node) demo/run
 	@$(step) "demo, ClickHouse" $(on_node) env DESTINATION=clickhouse demo/run
+	@$(step) "demo removed" $(on_node) env DESTINATION=clickhouse demo/run clean
 
 .PHONY: image
 image: setup ## build the operator's image, give it to the cluster, write its reference to target/image.ref
