@@ -1,6 +1,7 @@
 //! What source and destination share of PostgreSQL: connections, identifiers, positions.
 
 pub mod connect;
+pub mod copy;
 pub mod lsn;
 pub mod quote;
 pub mod wire;

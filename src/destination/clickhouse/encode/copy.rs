@@ -3,11 +3,7 @@
 use bytes::{Buf, Bytes};
 
 use super::{Refused, RowEncoder, sink::Rows};
-
-/// What a binary stream begins with (PostgreSQL docs, "COPY", "Binary Format").
-const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
-/// Signature, flags, and the length of what follows those.
-const HEADER: usize = SIGNATURE.len() + 8;
+use crate::postgres::copy::{HEADER, SIGNATURE, field, unescape};
 
 /// Reads a stream whose pieces may end anywhere.
 pub struct CopyReader<'a> {
@@ -134,38 +130,4 @@ impl<'a> CopyReader<'a> {
         let row = self.encoder.name_key(|place| fields.get(place).and_then(|f| f.as_deref()), self.binary);
         CopyError::Value { refused: Refused { column, why }, row }
     }
-}
-
-/// The next field of a tuple, `None` for NULL; an error if it is not complete.
-fn field<'b>(rest: &mut &'b [u8]) -> Result<Option<&'b [u8]>, ()> {
-    let (head, after) = rest.split_first_chunk().ok_or(())?;
-    let Ok(length) = usize::try_from(i32::from_be_bytes(*head)) else {
-        *rest = after;
-        return Ok(None);
-    };
-    let (field, after) = after.split_at_checked(length).ok_or(())?;
-    *rest = after;
-    Ok(Some(field))
-}
-
-/// A field of a text stream; `None` for NULL.
-fn unescape(field: &[u8]) -> Option<Vec<u8>> {
-    if field == b"\\N" {
-        return None;
-    }
-    let mut out = Vec::with_capacity(field.len());
-    let mut bytes = field.iter();
-    while let Some(byte) = bytes.next() {
-        out.push(match (byte, if *byte == b'\\' { bytes.next() } else { None }) {
-            (_, Some(b'b')) => 8,
-            (_, Some(b't')) => b'\t',
-            (_, Some(b'n')) => b'\n',
-            (_, Some(b'v')) => 11,
-            (_, Some(b'f')) => 12,
-            (_, Some(b'r')) => b'\r',
-            (_, Some(other)) => *other,
-            (plain, None) => *plain,
-        });
-    }
-    Some(out)
 }
