@@ -12,15 +12,12 @@ pub(super) fn from_binary(bytes: &[u8], bounds: (u8, u8), out: &mut Vec<u8>) -> 
     if !matches!(sign, 0 | 0x4000) {
         return Err(SPECIAL);
     }
-    // Ten groups before the point and ten after it are more than any type here holds.
+    // Ten groups before the point are more than any type here holds.
     if count > 0 && weight >= 10 {
         return Err(TOO_LARGE);
     }
     let first = weight.max(0);
     let last = weight - i32::from(count) + 1;
-    if last < -10 {
-        return Err(TOO_FINE);
-    }
     let start = out.len();
     if sign != 0 {
         out.push(b'-');
@@ -151,5 +148,8 @@ mod tests {
             assert_eq!(text(wrong, (4, 1)), Err(MALFORMED), "{wrong}");
         }
         assert_eq!(from_binary(&[0, 0, 0, 0, 0xC0, 0, 0, 0], (4, 1), &mut Vec::new()), Err(SPECIAL));
+        // Of two reasons both forms give the same.
+        let both = format!("1{}.{}1", "0".repeat(18), "0".repeat(40));
+        assert_eq!((text(&both, (0, 0)), from_binary(&sent(&both), (0, 0), &mut Vec::new())), (Err(TOO_LARGE), Err(TOO_LARGE)));
     }
 }
