@@ -19,6 +19,10 @@ async fn behind(world: &World, gate: &Gate, name: &str, side: &str) {
 async fn a_check_whose_pod_is_killed_is_told_and_made_again() {
     let Some(gate) = Gate::open("SOURCE").await else { return };
     let world = World::new("check-kill").await;
+    // Their pods have the component's name too.
+    for other in ["source", "destination"] {
+        judged(&world, other).await;
+    }
     gate.set(Stand::Silent);
     behind(&world, &gate, "gated", "SOURCE").await;
     kill(&world, "check").await;
