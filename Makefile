@@ -27,7 +27,7 @@ bigquery := $(testbed)/bigquery
 snowflake := $(testbed)/snowflake
 step := $(testbed)/step
 scripts := $(wildcard .ci/run bench/run demo/run demo/watch demo/destination/*.sh tests/chart/golden.sh) \
-  $(addprefix $(testbed)/,bigquery check-image cluster/cluster cluster/node clickhouse contract emulated image install-chart pack postgres setup snowflake step)
+  $(addprefix $(testbed)/,bigquery check-image cluster/cluster cluster/node cluster/tested clickhouse contract emulated image install-chart pack postgres setup snowflake step)
 # The test suites, by what they need: database servers, a cluster, or neither.
 suites := $(basename $(notdir $(wildcard tests/*.rs) $(patsubst %/main.rs,%,$(wildcard tests/*/main.rs))))
 contract_suites := $(filter destination source stream,$(suites))
@@ -117,12 +117,11 @@ e2e: $(needs_cluster) ## end-to-end tests on a real Kubernetes
 	@$(step) "chart install" $(on_node) $(testbed)/install-chart
 	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(source_url) DESTINATION_URL=$(destination_url) CLICKHOUSE_URL=$(clickhouse_url) \
 	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) --skip bigquery --skip snowflake $(TEST)
-ifneq ($(CLUSTER)$(TEST),existing)
-ifeq ($(TEST),)
+ifeq ($(CLUSTER)$(TEST),local)
 	@$(step) "e2e servers, 18 and 17" bash -ec '$(postgres) up source-18 18 5438 --on-node; $(postgres) up destination-17 17 5437 --on-node'
 	@$(step) "e2e tests, 18 to 17" $(on_node) env SOURCE_URL=$$($(postgres) url source-18) DESTINATION_URL=$$($(postgres) url destination-17) \
 	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) a_resync_picks_up key_changes_toast changes_made_while
-endif
+	@$(step) "cluster, up and down" $(testbed)/cluster/tested
 endif
 
 .PHONY: e2e-emulated

@@ -267,7 +267,7 @@ impl World {
 
     /// Awaits an Event about an object with this reason.
     pub async fn event(&self, name: &str, reason: &str) {
-        until(&format!("an Event {reason} about {name}"), Duration::from_secs(20), || async {
+        until(&format!("an Event {reason} about {name}"), LIMIT, || async {
             let events: Api<Event> = self.api();
             let list =
                 events.list(&ListParams::default().fields(&format!("involvedObject.name={name}"))).await.map_err(|e| e.to_string())?;
@@ -279,7 +279,7 @@ impl World {
 
     /// Awaits a warning Event about one of these objects that says `words`.
     pub async fn warns(&self, names: &[&str], words: &str) {
-        until(&format!("an Event about {names:?} says {words:?}"), Duration::from_secs(20), || async {
+        until(&format!("an Event about {names:?} says {words:?}"), LIMIT, || async {
             let events = self.api::<Event>().list(&ListParams::default().fields("type=Warning")).await.map_err(|e| e.to_string())?;
             let about = |e: &&Event| e.involved_object.name.as_deref().is_some_and(|n| names.contains(&n));
             let said: Vec<String> = events.iter().filter(about).filter_map(|e| e.message.clone()).collect();

@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    time::Instant,
 };
 
 use axum::http::Request;
@@ -10,9 +11,9 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::{api::core::v1::Namespace, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
-use mirror_operator::api::resync::Phase;
+use mirror_operator::api::{Peer, condition, resync::Phase};
 use serde_json::json;
 
 use crate::world::{LIMIT, World, until};
@@ -71,6 +72,19 @@ async fn roles(world: &World) -> Vec<(String, String)> {
     roles
 }
 
+/// Awaits that there are two operators and one of them leads.
+async fn leader_of_two(world: &World) -> String {
+    until("one of two leads", LIMIT, || async {
+        let roles = roles(world).await;
+        let leading: Vec<&String> = roles.iter().filter(|(_, says)| says == "leading").map(|(pod, _)| pod).collect();
+        match (roles.len(), leading.as_slice()) {
+            (2, [one]) if roles.iter().all(|(_, says)| says == "leading" || says == "waiting for the lease") => Ok((*one).clone()),
+            _ => Err(format!("{roles:?}")),
+        }
+    })
+    .await
+}
+
 async fn streaming(test: &str) -> World {
     let world = World::alone(test).await;
     world.source.batch_execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)").await.unwrap();
@@ -114,6 +128,34 @@ async fn uninstalling_leaves_kinds_and_objects_and_mirrors_stream_on() {
 }
 
 #[tokio::test]
+async fn an_operator_of_one_namespace_serves_it_whole_and_no_other() {
+    let world = streaming("watched").await;
+    install(&["--set", "watchNamespace=e2e-watched"]);
+    until("the operator with fewer rights leads", LIMIT, || async {
+        let roles = roles(&world).await;
+        if roles.iter().all(|(_, says)| says == "leading") { Ok(()) } else { Err(format!("{roles:?}")) }
+    })
+    .await;
+    let elsewhere: Api<Peer> = Api::namespaced(world.client.clone(), "default");
+    let mut manifest = world.peer("unwatched", "SOURCE", json!({}));
+    manifest["apiVersion"] = json!("mirror-operator.io/v1alpha1");
+    elsewhere.create(&PostParams::default(), &serde_json::from_value(manifest).unwrap()).await.unwrap();
+    world.apply(world.resync("again", "m", json!({}))).await.unwrap();
+    world.phase("again", Phase::Running).await;
+    world.ready("m").await;
+    assert!(elsewhere.get("unwatched").await.unwrap().status.is_none(), "nobody looked at it");
+    install(&[]);
+    until("an operator of all namespaces judges it", LIMIT, || async {
+        let conditions = elsewhere.get("unwatched").await.unwrap().status.unwrap_or_default().conditions;
+        condition::get(&conditions, "Ready").map(|_| ()).ok_or_else(|| format!("{conditions:?}"))
+    })
+    .await;
+    elsewhere.delete("unwatched", &DeleteParams::default()).await.unwrap();
+    world.equal("t", "id").await;
+    world.end().await;
+}
+
+#[tokio::test]
 async fn of_two_replicas_one_leads_and_the_other_takes_over_in_a_restricted_namespace() {
     let world = streaming("replicas").await;
     let namespaces: Api<Namespace> = Api::all(world.client.clone());
@@ -125,15 +167,20 @@ async fn of_two_replicas_one_leads_and_the_other_takes_over_in_a_restricted_name
         pods.delete(&pod.name_any(), &DeleteParams::default()).await.unwrap();
     }
     install(&["--set", "replicas=2"]);
-    let leader = until("one of two leads", LIMIT, || async {
+    let leader = leader_of_two(&world).await;
+    pods.delete(&leader, &DeleteParams::default()).await.unwrap();
+    let told = Instant::now();
+    until("the other one leads", LIMIT, || async {
         let roles = roles(&world).await;
-        let leading: Vec<&String> = roles.iter().filter(|(_, says)| says == "leading").map(|(pod, _)| pod).collect();
-        match (roles.len(), leading.as_slice()) {
-            (2, [one]) if roles.iter().all(|(_, says)| says == "leading" || says == "waiting for the lease") => Ok((*one).clone()),
-            _ => Err(format!("{roles:?}")),
-        }
+        if roles.iter().any(|(pod, says)| *pod != leader && says == "leading") { Ok(()) } else { Err(format!("{roles:?}")) }
     })
     .await;
+    assert!(
+        told.elapsed().as_secs() < 8,
+        "a leader that ends gives its lease of 10 s back, rather than let it run out: {:?}",
+        told.elapsed()
+    );
+    let leader = leader_of_two(&world).await;
     pods.delete(&leader, &DeleteParams::default().grace_period(0)).await.unwrap();
     world.apply(world.resync("again", "m", json!({}))).await.unwrap();
     world.phase("again", Phase::Running).await;
