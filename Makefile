@@ -132,7 +132,7 @@ e2e-emulated: $(needs_cluster) servers ## end-to-end tests of BigQuery and Snowf
 	@$(step) "chart install" $(on_node) $(testbed)/install-chart
 	@$(step) "e2e tests, emulated" $(on_node) env SOURCE_URL=$(source_url) DESTINATION_URL=$(destination_url) CLICKHOUSE_URL=$(clickhouse_url) \
 	  BIGQUERY_URL=$$($(bigquery) url bigquery) SNOWFLAKE_URL=$$($(snowflake) url snowflake) \
-	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) bigquery snowflake
+	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) $(if $(TEST),$(TEST),bigquery snowflake)
 
 # On the cluster's node; what tests start there themselves must have been installed before.
 .PHONY: servers
