@@ -15,6 +15,8 @@ use mirror_operator::{
 /// A kind of destination under test. One value is one empty database of its own.
 #[async_trait]
 pub trait Fixture: Clone + Send + Sync + 'static {
+    /// Whether each mirror has a ledger of its own, rather than all of a database one.
+    const LEDGER_A_MIRROR: bool;
     /// An empty database.
     async fn new() -> Self;
     /// The brief of an epoch, with defaults for everything else.
