@@ -148,6 +148,8 @@ impl OnBigQuery {
 #[async_trait]
 impl Fixture for OnBigQuery {
     const LEDGER_A_MIRROR: bool = true;
+    // A step and its like need seconds here, each of which is the emulator's.
+    const STRIDE: u32 = 5;
 
     async fn new() -> Self {
         let mut to = service();
