@@ -48,7 +48,7 @@ endif
 .PHONY: help
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z0-9-]+:.* ## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  with CLUSTER=existing, e2e and demo use the cluster of KUBECONFIG; with TEST=name, e2e, unit and contract run only such tests"
+	@echo "  with CLUSTER=existing, e2e and demo use the cluster of KUBECONFIG; with TEST=name, e2e, unit, contract and emulated run only such tests"
 
 .PHONY: setup
 setup: ## install the toolchains and Debian packages that are missing
@@ -98,7 +98,7 @@ else
 endif
 
 .PHONY: emulated
-emulated: setup ## tests of the destinations BigQuery and Snowflake against emulators: an hour, and not a part of `test` yet
+emulated: setup ## tests of the destinations Snowflake and BigQuery against emulators; one that cannot be installed is left out
 	@$(testbed)/emulated $(TEST)
 
 ifeq ($(CLUSTER),existing)
@@ -125,7 +125,7 @@ ifeq ($(CLUSTER)$(TEST),local)
 endif
 
 .PHONY: e2e-emulated
-e2e-emulated: $(needs_cluster) servers ## end-to-end tests of BigQuery and Snowflake against emulators: not a part of `test` yet
+e2e-emulated: $(needs_cluster) servers ## end-to-end tests of Snowflake and BigQuery against emulators: not a part of `test`
 	@$(step) "e2e build" cargo test --locked --no-run --test e2e
 	@$(step) "BigQuery, an emulator" $(bigquery) up bigquery 9050 --on-node
 	@$(step) "Snowflake, a stand-in" $(snowflake) up snowflake 9480 --on-node
@@ -144,9 +144,9 @@ servers: cluster-up
 	@$(step) "destination, PostgreSQL $(DESTINATION_POSTGRES)" $(postgres) up destination $(DESTINATION_POSTGRES) 5433 --on-node
 
 .PHONY: test
-test: ## check, unit, contract, e2e and demo, with the time of each step
+test: ## check, unit, contract, emulated, e2e and demo, with the time of each step
 	@mkdir -p target && rm -f target/steps.tsv
-	@status=0; $(MAKE) --no-print-directory check unit contract e2e demo-tested || status=$$?; $(step); exit $$status
+	@status=0; $(MAKE) --no-print-directory check unit contract emulated e2e demo-tested || status=$$?; $(step); exit $$status
 
 .PHONY: bench
 bench: setup ## measure, against psql and pgcopydb in the same run

@@ -15,6 +15,10 @@ use mirror_operator::{
 /// A kind of destination under test. One value is one empty database of its own.
 #[async_trait]
 pub trait Fixture: Clone + Send + Sync + 'static {
+    /// Whether each mirror has a ledger of its own, rather than all of a database one.
+    const LEDGER_A_MIRROR: bool;
+    /// Of so many replies one is lost by a run of the tests; fewer than any step asks for.
+    const STRIDE: u32 = 1;
     /// An empty database.
     async fn new() -> Self;
     /// The brief of an epoch, with defaults for everything else.

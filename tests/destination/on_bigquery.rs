@@ -107,14 +107,16 @@ impl OnBigQuery {
         self
     }
 
-    /// The UID of the mirror.
-    pub fn uid(&self) -> &str {
-        &self.uid
-    }
-
     /// A client that is not the one under test.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// How many statements have named the mirror's ledger.
+    pub async fn statements(&self) -> usize {
+        let ledger = self.ledger().replace("public.", "");
+        let all = self.client.job().list(&self.to.project).await.unwrap();
+        all.jobs.into_iter().flatten().filter(|job| serde_json::to_string(job).unwrap().contains(&ledger)).count()
     }
 
     /// The mirror's ledger, as a statement names it.
@@ -145,6 +147,10 @@ impl OnBigQuery {
 
 #[async_trait]
 impl Fixture for OnBigQuery {
+    const LEDGER_A_MIRROR: bool = true;
+    // A step and its like need seconds here, each of which is the emulator's.
+    const STRIDE: u32 = 5;
+
     async fn new() -> Self {
         let mut to = service();
         let unique = format!("{:08x}-{:04x}", std::process::id(), support::unique());
@@ -218,6 +224,11 @@ impl Fixture for OnBigQuery {
     }
 
     async fn epochs(&self) -> Vec<u32> {
+        // It goes with its mirror.
+        let there = "SELECT COUNT(*) FROM public.INFORMATION_SCHEMA.TABLES WHERE STARTS_WITH(table_name, '_mirror_operator')";
+        if self.rows(there).await == ["0"] {
+            return vec![];
+        }
         let sql = format!("SELECT DISTINCT epoch FROM {} WHERE kind = 'begun' ORDER BY 1", self.ledger());
         self.rows(&sql).await.iter().map(|e| e.parse().unwrap()).collect()
     }

@@ -130,6 +130,8 @@ impl<const ATOMIC: bool> Place<ATOMIC> {
 
 #[async_trait]
 impl<const ATOMIC: bool> Fixture for Place<ATOMIC> {
+    const LEDGER_A_MIRROR: bool = false;
+
     async fn new() -> Self {
         Self::at(server()).await
     }

@@ -55,6 +55,8 @@ async fn administer(sql: &str) {
 
 #[async_trait]
 impl Fixture for OnPostgres {
+    const LEDGER_A_MIRROR: bool = false;
+
     async fn new() -> Self {
         let mut to = server().clone();
         to.database = format!("mo_test_{}_{}", std::process::id(), support::unique());

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """bigquery.py DATA PORT ADDRESS PROJECT: an emulator of BigQuery, local-bigquery, with REST at PORT and gRPC at the next one.
 
-Two things of it are mended here:
+What is mended here:
+- Tables are DuckDB's own rather than DuckLake's, whose every look at a table asks another database: what took 100 ms takes 20.
+- A job's state is written down once it is done, not three times, and results of queries are dropped when many more have come.
 - Requests that are compressed are read, as the service does.
 - A stream that two ask to commit at the same time is committed once, as the service does.
 - A MERGE inside of a transaction would begin another, which DuckDB 1.5 punishes by giving up the first one. (DuckDB 2, for which the emulator is written, only
   refuses; but its extensions cannot be had from a package registry.)
 """
+import collections
 import gzip
 import pathlib
 import sys
@@ -23,11 +26,91 @@ settings.grpc_port = int(port) + 1
 settings.data_dir = pathlib.Path(data)
 settings.default_project_id = project
 
+from local_bigquery.engine import database, types  # noqa: E402
+
+
+def attach(connection, project):
+    connection.execute(f"ATTACH IF NOT EXISTS '{settings.data_dir / project}.db' AS {database.quote(project)}")
+    database._attached.add(project)
+
+
+catalog_objects = database.objects
+
+
+def objects(project, dataset, table=None):
+    """Of one table its name, kind and rows, these as they are counted."""
+    if not dataset or table is None:
+        return catalog_objects(project, dataset, table)
+    try:
+        [(rows,)] = database.fetch(f"SELECT count(*) FROM {database.quote(project, dataset, table)}")
+    except duckdb.CatalogException:
+        return []
+    views = "SELECT 1 FROM duckdb_views() WHERE database_name = ? AND schema_name = ? AND view_name = ? AND NOT internal"
+    is_view = dataset != "_results" and database.fetch(views, [project, dataset, table])
+    return [(table, "VIEW", 0) if is_view else (table, "TABLE", rows)]
+
+
+database._attach, database.objects, database.projects = attach, objects, lambda: sorted(database._attached)
+from local_bigquery.catalog import names, tables  # noqa: E402
+from local_bigquery.errors import not_found  # noqa: E402
+
+
+def columns(*table):
+    try:
+        described = database.fetch(f"DESCRIBE {tables.name(*table)}")
+        with database.cursor() as cursor:
+            relation = cursor.sql(f"SELECT * FROM {tables.name(*table)} LIMIT 0")
+            kinds = dict(zip(relation.columns, relation.types))
+    except duckdb.CatalogException:
+        raise not_found("Table", names.label(*table)) from None
+    shown = [d for d in described if d[0] != tables.INGESTION_TIME or table[1] == tables.RESULTS]
+    return [types.field(d[0], kinds[d[0]], d[2] == "NO") for d in shown]
+
+
+tables.columns = columns
 from local_bigquery import app as emulator  # noqa: E402
 from local_bigquery.grpc import write  # noqa: E402
-from local_bigquery.jobs import merge, query  # noqa: E402
+from local_bigquery.jobs import merge, query, store  # noqa: E402
 from sqlglot import exp  # noqa: E402
 
+
+class Jobs:
+    """Those that are not done yet are known here only."""
+
+    KEPT_RESULTS = 500
+
+    def __init__(self):
+        self.lock, self.open, self.results = threading.Lock(), {}, collections.deque()
+        self.save_done, self.load_done, self.list_done = store.save, store.load, store.list_
+
+    def save(self, job):
+        key = (job.jobReference.projectId, job.jobReference.jobId)
+        if job.status.state != "DONE":
+            with self.lock:
+                self.open[key] = job
+            return job
+        self.save_done(job)
+        with self.lock:
+            self.open.pop(key, None)
+            self.results.append(key)
+            old = self.results.popleft() if len(self.results) > self.KEPT_RESULTS else None
+        if old:
+            database.execute(f"DROP TABLE IF EXISTS {tables.name(old[0], tables.RESULTS, old[1])}")
+        return job
+
+    def load(self, *key):
+        with self.lock:
+            job = self.open.get(key)
+        return job or self.load_done(*key)
+
+    def list(self, project, states=None, parent=None, least=None, most=None):
+        with self.lock:
+            listed = [job for key, job in self.open.items() if key[0] == project and parent is None and (not states or job.status.state in states)]
+        return listed + self.list_done(project, states, parent, least, most)
+
+
+jobs = Jobs()
+store.save, store.load, store.list_ = jobs.save, jobs.load, jobs.list
 
 # Cursors with an open transaction, kept so that none is taken for another that is gone.
 transactions = {}

@@ -108,6 +108,8 @@ class Work:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body of an answer leave together: else the second waits for the client's acknowledgement of the first, 40 ms.
+    wbufsize = -1
 
     def log_message(self, *args):
         pass

@@ -9,6 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{
+    apply::Owner,
     client::{Backoff, Client, escaped},
     error::Refusal,
 };
@@ -26,6 +27,8 @@ pub(super) struct Jobs<'a> {
     pub(super) location: &'a str,
     /// What the ids of these jobs begin with.
     pub(super) prefix: &'a str,
+    /// Who is told of what was written.
+    pub(super) owner: &'a Owner,
 }
 
 /// A statement with texts as its parameters.
@@ -102,9 +105,14 @@ impl Jobs<'_> {
             let ours = match self.client.ask(Method::POST, "/jobs", Some(&job)).await {
                 Ok(_) => true,
                 Err(refusal) if refusal.is("duplicate") => false,
-                Err(refusal) => return Err(refusal),
+                Err(refusal) => {
+                    self.owner.writes_more();
+                    return Err(refusal);
+                }
             };
-            match self.await_end(&id).await {
+            let ended = self.await_end(&id).await;
+            self.owner.writes_more();
+            match ended {
                 Err(refusal) if refusal.status == 200 && (!ours || refusal.passes() && pause.wait().await) => {}
                 outcome => return outcome,
             }

@@ -19,9 +19,9 @@ use super::{
     types::Type,
 };
 use crate::{
-    destination::{Chunk, EpochState, Error, LedgerTable},
+    destination::{Chunk, Error, given_up},
     postgres::Lsn,
-    report::{Load, SwapReport, TableReport},
+    report::SwapReport,
     table::{TableName, TableSchema},
 };
 
@@ -50,6 +50,8 @@ macro_rules! facts {
 facts! {
     /// The epoch has begun.
     Begun = "begun" { resync: String, slot: String, }
+    /// The epoch was given up before it began, and never will.
+    GivenUp = "given up" { }
     /// The current snapshot. Its version is the generation.
     Snapshot = "snapshot" { lsn: Lsn, start_lsn: Lsn, partitions: u32, rows: u64, bytes: u64, }
     /// A table.
@@ -344,7 +346,7 @@ impl Facts {
 }
 
 /// Whether there is no ledger.
-fn is_missing(refusal: &Refusal) -> bool {
+pub(super) fn is_missing(refusal: &Refusal) -> bool {
     refusal.is("notFound") && !refusal.words.contains("Dataset")
 }
 
@@ -360,8 +362,17 @@ pub(super) async fn begin(at: &BigQuery) -> Result<(), Error> {
     }
     if facts.get::<Begun>(0)?.is_none() {
         let begun = at.entry(0, 0, &Begun { resync: at.brief.resync_uid.clone(), slot: at.brief.slot() })?;
-        at.record(&[closing(at.brief.epoch), begun]).await?;
-        at.fence().await?;
+        let mut insertion = at.insertion(&[closing(at.brief.epoch), begun])?;
+        // Read by the very statement that closes the fence: whoever gives the epoch up ends those that began before.
+        let (ledger, epoch) = (at.quoted(&at.ledger()), at.brief.epoch);
+        insertion.sql += &format!(" WHERE NOT EXISTS (SELECT 1 FROM {ledger} WHERE epoch = {epoch} AND kind = {})", literal(GivenUp::KIND));
+        at.jobs().await?.run(insertion).await.map_err(|e| at.of_ledger(&e, "writing the ledger"))?;
+        let facts = at.facts(&[Begun::KIND]).await?;
+        match facts.newest {
+            Some(newest) if newest > at.brief.epoch => return Err(Error::Superseded(newest)),
+            _ if facts.get::<Begun>(0)?.is_none() => return Err(given_up(&at.brief)),
+            _ => {}
+        }
     }
     end_jobs_before(at, at.brief.epoch).await
 }
@@ -376,101 +387,22 @@ pub(super) async fn raise(at: &BigQuery, epoch: u32) -> Result<(), Error> {
     at.record(&[closing(epoch)]).await
 }
 
+/// Cancels the jobs of this epoch, told by their ids, and returns when none is left.
+pub(super) async fn end_jobs(at: &BigQuery) -> Result<(), Error> {
+    let ours = |id: &str| mark::epoch_of_job(&at.brief.mirror_uid, id) == Some(at.brief.epoch);
+    at.jobs().await?.end(ours).await.map_err(|e| meaning(&e, "ending jobs of this epoch"))
+}
+
 /// Cancels the jobs of epochs before this one, told by their ids, and returns when none is left.
 pub(super) async fn end_jobs_before(at: &BigQuery, epoch: u32) -> Result<(), Error> {
     let older = |id: &str| mark::epoch_of_job(&at.brief.mirror_uid, id).is_some_and(|of| of < epoch);
     at.jobs().await?.end(older).await.map_err(|e| meaning(&e, "ending jobs of earlier epochs"))
 }
 
-/// See [`Destination::state`](crate::destination::Destination::state).
-pub(super) async fn state(at: &BigQuery) -> Result<Option<EpochState>, Error> {
-    let facts = at.facts(&[Begun::KIND, Snapshot::KIND, Table::KIND, Sealed::KIND, Swapped::KIND, Applied::KIND]).await?;
-    let (Some(_), Some(newest_epoch)) = (facts.get::<Begun>(0)?, facts.newest) else { return Ok(None) };
-    let snapshot = facts.versioned::<Snapshot>(0)?;
-    let start_lsn = snapshot.as_ref().map(|(_, s)| s.start_lsn).unwrap_or_default();
-    let mut loaded = snapshot.is_some();
-    for (number, _, table) in facts.all::<Table>()? {
-        loaded &= facts.is_sealed(number, table.generation)?;
-    }
-    Ok(Some(EpochState {
-        generation: snapshot.as_ref().map_or(0, |(version, _)| *version as u32),
-        snapshot_lsn: snapshot.map(|(_, s)| s.lsn).unwrap_or_default(),
-        start_lsn,
-        applied_lsn: facts.get::<Applied>(0)?.map_or(start_lsn, |a| a.lsn),
-        loaded,
-        swapped: facts.get::<Swapped>(0)?.is_some(),
-        newest_epoch,
-    }))
-}
-
-/// See [`Destination::tables`](crate::destination::Destination::tables).
-pub(super) async fn tables(at: &BigQuery) -> Result<Vec<LedgerTable>, Error> {
-    let facts = at.facts(&[Table::KIND, Sealed::KIND, Parked::KIND, Drifted::KIND]).await?;
-    let table = |(number, _, table): (u32, u64, Table)| {
-        let (sealed, parked) = (facts.is_sealed(number, table.generation)?, facts.get::<Parked>(number)?.map(|p| p.why));
-        let drift = facts.get::<Drifted>(number)?.map(|d| d.drift).unwrap_or_default();
-        Ok(LedgerTable { schema: table.schema, gate: table.gate, sealed, parked, drift })
-    };
-    facts.all::<Table>()?.into_iter().map(table).collect()
-}
-
 /// See [`Destination::pending`](crate::destination::Destination::pending).
 pub(super) async fn pending(at: &BigQuery, partition: u32) -> Result<Vec<Chunk>, Error> {
     let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND]).await?;
     Ok(facts.pending()?.into_iter().filter(|chunk| chunk.partition == partition).collect())
-}
-
-/// See [`Destination::progress`](crate::destination::Destination::progress).
-pub(super) async fn progress(at: &BigQuery) -> Result<(Load, Vec<TableReport>), Error> {
-    let facts = at.facts(&[]).await?;
-    facts.get::<Begun>(0)?.ok_or_else(|| at.gone())?;
-    let mut load = Load::default();
-    if let Some((generation, snapshot)) = facts.versioned::<Snapshot>(0)? {
-        let waiting: BTreeSet<u32> = facts.pending()?.iter().map(|chunk| chunk.partition).collect();
-        load = Load {
-            generation: generation as u32,
-            snapshot_lsn: snapshot.lsn,
-            partitions: snapshot.partitions,
-            partitions_loaded: snapshot.partitions - waiting.len() as u32,
-            total_rows: snapshot.rows as i64,
-            total_bytes: snapshot.bytes as i64,
-            ..load
-        };
-    }
-    let planned: BTreeMap<u32, u32> = facts.all::<Planned>()?.into_iter().map(|(number, _, chunk)| (number, chunk.table)).collect();
-    let tables = facts.all::<Table>()?;
-    let generations: BTreeMap<u32, u64> = tables.iter().map(|(number, _, t)| (*number, u64::from(t.generation))).collect();
-    let mut rows: BTreeMap<u32, i64> = BTreeMap::new();
-    for (number, version, done) in facts.all::<Done>()? {
-        let Some(table) = planned.get(&number).filter(|table| generations.get(table) == Some(&version)) else { continue };
-        *rows.entry(*table).or_default() += done.rows as i64;
-        load.rows += done.rows as i64;
-        load.bytes += done.bytes as i64;
-    }
-    let report = |(number, _, table): (u32, u64, Table)| report(&facts, number, &table, rows.get(&number).copied().unwrap_or(0));
-    Ok((load, tables.into_iter().map(report).collect::<Result<_, _>>()?))
-}
-
-fn report(facts: &Facts, number: u32, table: &Table, rows_loaded: i64) -> Result<TableReport, Error> {
-    let carried = facts.get::<Carried>(number)?;
-    let counted = facts.get::<Counted>(number)?;
-    let drift = facts.get::<Drifted>(number)?.map(|d| d.drift.into_iter().collect::<Vec<_>>());
-    let notes = [facts.get::<Sealed>(number)?.and_then(|s| s.note), carried.as_ref().and_then(|c| c.note.clone())];
-    let notes: Vec<String> = notes.into_iter().flatten().collect();
-    Ok(TableReport {
-        source: table.schema.source.to_string(),
-        destination: table.schema.destination.to_string(),
-        rows_loaded,
-        carried_deleted: carried.as_ref().map_or(0, |c| c.deleted),
-        carried_missing: carried.as_ref().map_or(0, |c| c.missing),
-        note: (!notes.is_empty()).then(|| notes.join("; ")),
-        sealed: facts.is_sealed(number, table.generation)?,
-        parked: facts.get::<Parked>(number)?.map(|p| p.why),
-        drift: drift.filter(|d| !d.is_empty()).map(|d| format!("{}. Apply a MirrorResync", d.join("; "))),
-        inserts: counted.as_ref().map_or(0, |c| c.inserts as i64),
-        updates: counted.as_ref().map_or(0, |c| c.updates as i64),
-        deletes: counted.as_ref().map_or(0, |c| c.deletes as i64),
-    })
 }
 
 /// What the swap of this epoch did; `None` before it.

@@ -16,6 +16,7 @@ mod live;
 mod load;
 mod mark;
 mod own;
+mod poll;
 mod preflight;
 pub mod quote;
 mod retire;
@@ -33,7 +34,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 
 pub use client::Peer;
 
@@ -62,6 +63,8 @@ pub struct BigQuery {
     /// What the ids of the epoch's jobs begin with.
     prefix: String,
     owner: Arc<apply::Owner>,
+    /// What was read for those who ask how far the epoch is.
+    read: Mutex<Option<poll::Read>>,
 }
 
 impl BigQuery {
@@ -77,6 +80,7 @@ impl BigQuery {
             life: OnceCell::new(),
             prefix,
             owner: Arc::default(),
+            read: Mutex::new(None),
         }
     }
 
@@ -100,7 +104,7 @@ impl BigQuery {
     async fn jobs(&self) -> Result<Jobs<'_>, Error> {
         let client = self.client()?;
         let location = self.location.get_or_try_init(|| location(client, &self.to)).await?;
-        Ok(Jobs { client, location, prefix: &self.prefix })
+        Ok(Jobs { client, location, prefix: &self.prefix, owner: &self.owner })
     }
 
     /// The id of a step that is done once in the life of a ledger: one that was forgotten and made anew begins from the beginning.
@@ -172,7 +176,7 @@ impl Destination for BigQuery {
     }
 
     async fn state(&self) -> Result<Option<EpochState>, Error> {
-        ledger::state(self).await
+        poll::state(self).await
     }
 
     async fn begin(&self) -> Result<(), Error> {
@@ -188,7 +192,7 @@ impl Destination for BigQuery {
     }
 
     async fn tables(&self) -> Result<Vec<LedgerTable>, Error> {
-        ledger::tables(self).await
+        poll::tables(self).await
     }
 
     async fn pending(&self, partition: u32) -> Result<Vec<Chunk>, Error> {
@@ -210,7 +214,7 @@ impl Destination for BigQuery {
     }
 
     async fn progress(&self) -> Result<(Load, Vec<TableReport>), Error> {
-        ledger::progress(self).await
+        poll::progress(self).await
     }
 
     async fn carry(&self) -> Result<(), Error> {

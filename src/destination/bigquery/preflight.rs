@@ -6,6 +6,7 @@ use reqwest::Method;
 
 use super::{
     BigQuery,
+    apply::Owner,
     client::{Client, Peer, table_path},
     error::{failure, meaning},
     job::Jobs,
@@ -62,7 +63,7 @@ pub(super) async fn check(to: &Peer) -> Result<Vec<Failure>, Error> {
         Err(Error::Permanent(failure)) => return Ok(vec![failure]),
         Err(error) => return Err(error),
     };
-    let jobs = Jobs { client: &client, location: &location, prefix: "mo-check-" };
+    let jobs = Jobs { client: &client, location: &location, prefix: "mo-check-", owner: &Owner::default() };
     let mut found = Vec::new();
     dataset(&jobs, to, &to.at.database, &mut found).await?;
     Ok(found)

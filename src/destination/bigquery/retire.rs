@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{
     BigQuery,
     error::{meaning, permanent},
-    ledger::{self, Begun, Fact, Swapped, Table},
+    ledger::{self, Begun, Fact, GivenUp, Swapped, Table},
     live,
     mark::{self, Mark, State},
     quote::literal,
@@ -57,7 +57,7 @@ async fn forget_epochs(at: &BigQuery, which: &str) -> Result<(), Error> {
 /// What is left of this one tells a repeated call that it is not done.
 pub(super) async fn abandon(at: &BigQuery) -> Result<(), Error> {
     let facts = at.facts(&[Begun::KIND, Swapped::KIND, Table::KIND]).await?;
-    if facts.get::<Begun>(0)?.is_none() || facts.get::<Swapped>(0)?.is_some() {
+    if facts.get::<Begun>(0)?.is_none() && !give_up(at).await? || facts.get::<Swapped>(0)?.is_some() {
         return Ok(());
     }
     let next = at.brief.epoch + 1;
@@ -74,6 +74,18 @@ pub(super) async fn abandon(at: &BigQuery) -> Result<(), Error> {
         put_back(at, &table).await?;
     }
     forget_epochs(at, &format!("epoch = {}", at.brief.epoch)).await
+}
+
+/// Lets an epoch that has not begun never do so, and leaves those before it alone; true if it was just about to begin, and has fenced them.
+async fn give_up(at: &BigQuery) -> Result<bool, Error> {
+    let note = at.insertion(&[at.entry(0, 0, &GivenUp {})?])?;
+    match at.jobs().await?.run(note).await {
+        Ok(()) => {}
+        Err(refusal) if ledger::is_missing(&refusal) => return Ok(false),
+        Err(refusal) => return Err(meaning(&refusal, "writing the ledger")),
+    }
+    ledger::end_jobs(at).await?;
+    Ok(at.facts(&[Begun::KIND]).await?.get::<Begun>(0)?.is_some())
 }
 
 /// Takes back what an unfinished swap has done to one table: nobody has written to it since.
@@ -97,7 +109,7 @@ async fn put_back(at: &BigQuery, table: &Table) -> Result<(), Error> {
 
 /// See [`Destination::forget`](crate::destination::Destination::forget).
 pub(super) async fn forget(at: &BigQuery, drop_live: bool) -> Result<(), Error> {
-    if at.facts_where("FALSE").await?.newest.is_none() {
+    if live::find(at, &at.ledger()).await?.is_none() {
         return Ok(());
     }
     // Whatever the newest epoch is: a mirror that goes has no newer one to protect.

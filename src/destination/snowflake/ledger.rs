@@ -15,7 +15,7 @@ use super::{
     transaction::Transaction,
 };
 use crate::{
-    destination::{Chunk, EpochState, Error, LedgerTable},
+    destination::{Chunk, EpochState, Error, LedgerTable, given_up},
     postgres::Lsn,
     report::{Load, SwapReport, TableReport},
     table::{TableName, TableSchema},
@@ -46,6 +46,8 @@ macro_rules! facts {
 facts! {
     /// The epoch has begun.
     Begun = "begun" { resync: String, slot: String, }
+    /// The epoch was given up before it began, and never will.
+    GivenUp = "given up" { }
     /// The current snapshot. Its version is the generation.
     Snapshot = "snapshot" { lsn: Lsn, start_lsn: Lsn, partitions: u32, rows: u64, bytes: u64, }
     /// A table.
@@ -340,7 +342,13 @@ pub(super) async fn begin(at: &Snowflake) -> Result<(), Error> {
     }
     let mut transaction = Transaction::begin(at).await?;
     at.raise(&mut transaction, at.brief.epoch).await?;
-    if transaction.facts_where(&of_kinds(&[Begun::KIND])).await?.get::<Begun>(0)?.is_none() {
+    // Whoever gives the epoch up has locked the ledger too: one of the two finds what the other has written.
+    let facts = transaction.facts_where(&of_kinds(&[Begun::KIND, GivenUp::KIND])).await?;
+    if facts.get::<Begun>(0)?.is_none() {
+        if facts.get::<GivenUp>(0)?.is_some() {
+            transaction.roll_back().await;
+            return Err(given_up(&at.brief));
+        }
         let begun = Begun { resync: at.brief.resync_uid.clone(), slot: at.brief.slot() };
         transaction.record(&[at.entry(0, 0, &begun)?]).await?;
     }

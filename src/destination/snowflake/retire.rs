@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::{
     Snowflake,
-    error::permanent,
-    ledger::{self, Begun, Fact, Table},
+    error::{meaning, permanent},
+    ledger::{self, Begun, Fact, GivenUp, Table, of_kinds},
     live, mark,
     transaction::Transaction,
 };
@@ -40,7 +40,7 @@ pub(super) async fn drop_until(at: &Snowflake, epoch: u32) -> Result<(), Error> 
 /// The fence is closed first, behind this epoch too: a pod of it that nobody could stop finds it so. The next epoch has the number that closes it.
 /// What is left of this one tells a repeated call that it is not done.
 pub(super) async fn abandon(at: &Snowflake) -> Result<(), Error> {
-    if at.facts(&[Begun::KIND]).await?.get::<Begun>(0)?.is_none() || ledger::swap_report(at).await?.is_some() {
+    if at.facts(&[Begun::KIND]).await?.get::<Begun>(0)?.is_none() && !give_up(at).await? || ledger::swap_report(at).await?.is_some() {
         return Ok(());
     }
     let next = at.brief.epoch + 1;
@@ -61,13 +61,32 @@ pub(super) async fn abandon(at: &Snowflake) -> Result<(), Error> {
     at.client()?.query(&sql, "writing the ledger").await.map(drop)
 }
 
+/// Lets an epoch that has not begun never do so, and leaves those before it alone; true if it has begun by now.
+async fn give_up(at: &Snowflake) -> Result<bool, Error> {
+    let mut transaction = Transaction::begin(at).await?;
+    for sql in at.record_sql(&[at.entry(0, 0, &GivenUp {})?]) {
+        match transaction.try_query(&sql).await {
+            Ok(_) => {}
+            Err(refusal) if refusal.is_missing() => {
+                transaction.roll_back().await;
+                return Ok(false);
+            }
+            Err(refusal) => return Err(meaning(&refusal, "writing the ledger")),
+        }
+    }
+    // That was written locks the ledger, as its beginning does: what is read now stays true.
+    if transaction.facts_where(&of_kinds(&[Begun::KIND])).await?.get::<Begun>(0)?.is_some() {
+        transaction.roll_back().await;
+        return Ok(true);
+    }
+    transaction.commit().await?;
+    Ok(false)
+}
+
 /// See [`Destination::forget`](crate::destination::Destination::forget).
 pub(super) async fn forget(at: &Snowflake, drop_live: bool) -> Result<(), Error> {
-    if at.newest().await?.is_none() {
-        return Ok(());
-    }
     // Whatever the newest epoch is: a mirror that goes has no newer one to protect.
-    let live = live_names(at).await?;
+    let Some(live) = live_names(at).await? else { return Ok(()) };
     for found in live::marked(at).await? {
         let retired = found.mark.generation.is_none()
             && (is_retired_name(&live, &found.name) || mark::is_any_swap(&found.name.name, found.mark.epoch));
@@ -87,13 +106,18 @@ fn is_retired_name(live: &BTreeSet<TableName>, table: &TableName) -> bool {
     live.iter().any(|live| mark::retired(live) == *table)
 }
 
-/// The live names of all tables of the mirror that the ledger knows, of whatever epoch.
-async fn live_names(at: &Snowflake) -> Result<BTreeSet<TableName>, Error> {
+/// The live names of all tables of the mirror that the ledger knows, of whatever epoch; `None` if there is no ledger.
+async fn live_names(at: &Snowflake) -> Result<Option<BTreeSet<TableName>>, Error> {
     let sql = format!("SELECT \"VALUE\" FROM {} WHERE \"KIND\" = '{}'", at.ledger(), Table::KIND);
-    let answer = at.client()?.query(&sql, "reading the ledger").await?;
+    let answer = match at.client()?.try_query(&sql).await {
+        Ok(answer) => answer,
+        Err(refusal) if refusal.is_missing() => return Ok(None),
+        Err(refusal) => return Err(meaning(&refusal, "reading the ledger")),
+    };
     answer
         .rows()
         .map(|row| serde_json::from_str::<Table>(row.text(0)).map(|t| t.schema.destination))
         .collect::<Result<_, _>>()
+        .map(Some)
         .map_err(|e| permanent("LedgerUnreadable", e.to_string()))
 }

@@ -7,7 +7,7 @@ use mirror_operator::{
 };
 
 use crate::{
-    fixture::{Fixture, made, open, table, whole},
+    fixture::{Fixture, made, open, table, until_loaded, whole},
     on_bigquery::OnBigQuery,
 };
 
@@ -159,21 +159,31 @@ async fn an_idle_stream_asks_no_query_and_still_moves_on() {
     let (place, _) = live().await;
     let at = open(&place.brief(1)).await;
     let mut applier = at.applier().await.unwrap();
-    let mine = async || {
-        let prefix = format!("mo-{}", place.uid());
-        let all = place.client().job().list(&place.to.project).await.unwrap();
-        all.jobs
-            .into_iter()
-            .flatten()
-            .filter(|job| job.job_reference.as_ref().is_some_and(|r| r.job_id.as_deref().is_some_and(|id| id.starts_with(&prefix))))
-            .count()
-    };
-    let before = mine().await;
+    at.progress().await.unwrap();
+    let before = place.statements().await;
     assert!(before > 0);
     applier.commit(Lsn(5000)).await.unwrap();
-    assert_eq!(mine().await, before);
+    at.progress().await.unwrap();
+    assert_eq!(place.statements().await, before);
     assert_eq!(at.state().await.unwrap().unwrap().applied_lsn, Lsn(5000));
     assert_eq!(open(&place.brief(1)).await.applier().await.unwrap().position(), Lsn(5000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_how_far_an_epoch_is_asks_no_query_while_it_stands_still() {
+    let place = OnBigQuery::new().await;
+    let at = open(&place.brief(1)).await;
+    until_loaded(&*at, &[(people(&place), &["1\tone\t{}"])]).await;
+    let look = async || (at.state().await.unwrap(), at.tables().await.unwrap(), at.progress().await.unwrap());
+    let first = look().await;
+    let before = place.statements().await;
+    assert_eq!((look().await, look().await), (first.clone(), first.clone()));
+    assert_eq!(place.statements().await, before);
+    // What others do is seen.
+    let other = open(&place.brief(1)).await;
+    other.seal().await.unwrap();
+    let sealed = look().await;
+    assert!(sealed.0.unwrap().loaded && sealed.1[0].sealed && sealed.2.1[0].sealed, "before: {first:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,5 @@
 
 mod apply;
 pub mod grpc;
-mod speed;
 mod swap;
 mod types;

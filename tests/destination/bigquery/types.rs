@@ -44,7 +44,8 @@ fn cases() -> Vec<Case> {
     for _ in 0..12 {
         let mut pick = |strategy: BoxedStrategy<String>| strategy.new_tree(&mut runner).unwrap().current();
         all.push(same("bigint", pick(any::<i64>().prop_map(|n| n.to_string()).boxed())));
-        all.push(same("text", pick("[ -~¡-ÿΑ-ω一-三😀-😄]{1,30}".boxed())));
+        // Without what the suite puts between columns.
+        all.push(same("text", pick("[ -{}-~¡-ÿΑ-ω一-三😀-😄]{1,30}".boxed())));
         all.push(same("numeric(20,4)", pick("-?[1-9][0-9]{0,15}\\.[0-9]{0,3}[1-9]".boxed())));
         all.push(same("date", pick((1i32..9999, 1u32..13, 1u32..29).prop_map(|(y, m, d)| format!("{y:04}-{m:02}-{d:02}")).boxed())));
     }
@@ -76,9 +77,12 @@ async fn each_type_goes_through_and_back() {
     let line = format!("1\t{}", cases.iter().map(|(_, text, _)| escape(text)).collect::<Vec<_>>().join("\t"));
     let nulls = format!("2{}", "\t\\N".repeat(cases.len()));
     whole(&*open(&place.brief(1)).await, &[(schema, &[&line, &nulls])]).await;
-    for (name, (type_, text, expected)) in names.iter().zip(&cases) {
-        let read = place.rows(&format!("SELECT {} FROM public.t WHERE id = 1", as_text(type_, name))).await;
-        assert_eq!(read, std::slice::from_ref(expected), "{type_} {text}");
+    let texts: Vec<String> = names.iter().zip(&cases).map(|(name, (type_, ..))| as_text(type_, name)).collect();
+    let read = place.rows(&format!("SELECT {} FROM public.t WHERE id = 1", texts.join(", "))).await.remove(0);
+    let read: Vec<&str> = read.split('|').collect();
+    assert_eq!(read.len(), cases.len());
+    for (read, (type_, text, expected)) in read.iter().zip(&cases) {
+        assert_eq!(read, expected, "{type_} {text}");
     }
     let nothing: Vec<String> = names.iter().map(|name| format!("{name} IS NULL")).collect();
     assert_eq!(place.rows(&format!("SELECT {} FROM public.t WHERE id = 2", nothing.join(" AND "))).await, ["true"]);

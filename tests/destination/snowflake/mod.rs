@@ -3,7 +3,6 @@
 mod apply;
 mod keeps;
 mod service;
-mod speed;
 mod types;
 
 use mirror_operator::{

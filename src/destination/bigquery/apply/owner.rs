@@ -1,6 +1,6 @@
 //! Who may apply: of all processes that opened the applier of an epoch, the last one.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::super::{
     BigQuery,
@@ -16,11 +16,30 @@ pub(in super::super) struct Owner {
     name: String,
     /// Whether an applier was once this process' own.
     owned: AtomicBool,
+    /// How many jobs it has seen to their end.
+    writes: AtomicU64,
+}
+
+impl Owner {
+    /// Whether the change stream is, or was, this process' own.
+    pub(in super::super) fn owns(&self) -> bool {
+        self.owned.load(Ordering::SeqCst)
+    }
+
+    /// Changes with all that this process writes by jobs.
+    pub(in super::super) fn writes(&self) -> u64 {
+        self.writes.load(Ordering::SeqCst)
+    }
+
+    /// Something was written, or may have been.
+    pub(in super::super) fn writes_more(&self) {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 impl Default for Owner {
     fn default() -> Self {
-        Self { name: format!("{:016x}", super::super::random()), owned: AtomicBool::new(false) }
+        Self { name: format!("{:016x}", super::super::random()), owned: AtomicBool::new(false), writes: AtomicU64::new(0) }
     }
 }
 
