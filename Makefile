@@ -48,7 +48,7 @@ endif
 .PHONY: help
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z0-9-]+:.* ## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  with CLUSTER=existing, e2e and demo use the cluster of KUBECONFIG; with TEST=name, e2e, unit, contract and emulated run only such tests"
+	@echo "  with CLUSTER=existing, e2e and demo use the cluster of KUBECONFIG; with TEST=name, e2e, unit, contract and emulated tests run only such tests"
 
 .PHONY: setup
 setup: ## install the toolchains and Debian packages that are missing
@@ -99,7 +99,7 @@ endif
 
 .PHONY: emulated
 emulated: setup ## tests of the destinations Snowflake and BigQuery against emulators; one that cannot be installed is left out
-	@$(testbed)/emulated $(TEST)
+	@$(testbed)/emulated contract $(TEST)
 
 ifeq ($(CLUSTER),existing)
 source_url = $(SOURCE_URL)
@@ -125,14 +125,9 @@ ifeq ($(CLUSTER)$(TEST),local)
 endif
 
 .PHONY: e2e-emulated
-e2e-emulated: $(needs_cluster) servers ## end-to-end tests of Snowflake and BigQuery against emulators: not a part of `test`
-	@$(step) "e2e build" cargo test --locked --no-run --test e2e
-	@$(step) "BigQuery, an emulator" $(bigquery) up bigquery 9050 --on-node
-	@$(step) "Snowflake, a stand-in" $(snowflake) up snowflake 9480 --on-node
+e2e-emulated: $(needs_cluster) servers ## end-to-end tests of Snowflake and BigQuery against emulators; one that cannot be installed is left out
 	@$(step) "chart install" $(on_node) $(testbed)/install-chart
-	@$(step) "e2e tests, emulated" $(on_node) env SOURCE_URL=$(source_url) DESTINATION_URL=$(destination_url) CLICKHOUSE_URL=$(clickhouse_url) \
-	  BIGQUERY_URL=$$($(bigquery) url bigquery) SNOWFLAKE_URL=$$($(snowflake) url snowflake) \
-	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) $(if $(TEST),$(TEST),bigquery snowflake)
+	@$(testbed)/emulated e2e $(TEST)
 
 # On the cluster's node; what tests start there themselves must have been installed before.
 .PHONY: servers
@@ -144,9 +139,9 @@ servers: cluster-up
 	@$(step) "destination, PostgreSQL $(DESTINATION_POSTGRES)" $(postgres) up destination $(DESTINATION_POSTGRES) 5433 --on-node
 
 .PHONY: test
-test: ## check, unit, contract, emulated, e2e and demo, with the time of each step
+test: ## check, unit, contract, emulated, e2e, e2e-emulated and demo, with the time of each step
 	@mkdir -p target && rm -f target/steps.tsv
-	@status=0; $(MAKE) --no-print-directory check unit contract emulated e2e demo-tested || status=$$?; $(step); exit $$status
+	@status=0; $(MAKE) --no-print-directory check unit contract emulated e2e e2e-emulated demo-tested || status=$$?; $(step); exit $$status
 
 .PHONY: bench
 bench: setup ## measure, against psql and pgcopydb in the same run
