@@ -257,6 +257,10 @@ fn given_up(brief: &Brief) -> Error {
     Error::Permanent(Failure { reason: "EpochGone".into(), message, permanent: true })
 }
 
+/// Drift: of an update that leaves a large value out, because it did not change, nothing can be made where the row is not.
+const ROWS_MISSING: &str =
+    "rows that were updated at the source were missing at the destination, and came without the large values that had not changed";
+
 /// Says that values of the old table do not fit the new types of these columns.
 fn carry_cast(live: &TableName, columns: &[String]) -> String {
     format!(

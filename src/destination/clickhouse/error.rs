@@ -16,6 +16,8 @@ pub(super) const UNKNOWN_DATABASE: u32 = 81;
 pub(super) const UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE: u32 = 286;
 /// The fence of a statement has thrown.
 pub(super) const FENCED: u32 = 395;
+/// A statement has thrown as rows are missing that it was to complete. No code of the server's own.
+pub(super) const ROWS_MISSING: u32 = 20395;
 
 /// Errors whose words are of connections, resources, rights, and of what things are called, and so hold nothing of a row.
 const TELLING: &[u32] = &[

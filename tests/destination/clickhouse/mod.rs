@@ -4,6 +4,7 @@ mod cluster;
 mod coalescing;
 mod dependents;
 mod killed;
+mod missing;
 mod ordinary;
 mod pressure;
 mod replay;
