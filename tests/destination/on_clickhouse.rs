@@ -174,7 +174,7 @@ impl<const ATOMIC: bool> Fixture for Place<ATOMIC> {
         for column in &mut table.columns {
             let source = SourceType { oid: 1, text: column.source_type.clone(), kind: Kind::Base, element: None, sendable: true };
             let wishes = Wishes { wanted: None, nullable: !column.not_null, times_as_text: false };
-            column.destination_type = destination_type(&column.source_type, &source, wishes).destination_type;
+            column.destination_type = destination_type(&source, wishes).destination_type;
         }
         table
     }

@@ -118,15 +118,15 @@ async fn look(client: &Client, to: &Peer) -> Result<PeerReport, Error> {
     Ok(PeerReport { server_version: server.version, system_identifier: server.identifier, problems })
 }
 
-/// A column's type for this mirror, and how its values travel. `declared` is its type as the source's catalog prints it.
-pub fn column_type(table: &Table, column: &str, declared: &str, source: &SourceType, not_null: bool) -> ColumnType {
+/// A column's type for this mirror, and how its values travel.
+pub fn column_type(table: &Table, column: &str, source: &SourceType, not_null: bool) -> ColumnType {
     let options = table.clickhouse.clone().unwrap_or_default();
     let wishes = Wishes {
         wanted: table.columns.iter().find(|c| c.source == column).and_then(|c| c.type_.as_deref()),
         nullable: !not_null && options.nullable == NullableColumns::AsSource,
         times_as_text: options.out_of_range == OutOfRange::String,
     };
-    destination_type(declared, source, wishes)
+    destination_type(source, wishes)
 }
 
 /// What the ids of a mirror's queries begin with.

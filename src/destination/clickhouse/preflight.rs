@@ -214,7 +214,7 @@ fn columns(at: &ClickHouse, table: &TableSchema, found: &mut Vec<Failure>) {
         }
     }
     for column in table.key().iter().filter_map(|place| table.columns.get(*place)) {
-        if Type::parse(&column.destination_type).is_some_and(|to| merges(&column.source_type, &to)) {
+        if Type::parse(&column.destination_type).is_some_and(|to| merges(column.value_type(), &to)) {
             let message = format!(
                 "key column {:?} of {} has type {}, in which keys that differ at the source may become one: give it another `type` in the Mirror",
                 column.destination, table.destination, column.destination_type

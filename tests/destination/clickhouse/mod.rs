@@ -6,6 +6,7 @@ mod dependents;
 mod killed;
 mod missing;
 mod ordinary;
+mod pair;
 mod pressure;
 mod replay;
 mod swapping;
