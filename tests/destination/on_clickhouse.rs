@@ -116,6 +116,11 @@ impl<const ATOMIC: bool> Place<ATOMIC> {
         Self::named(server(), "mo_filtered", &unique()).await
     }
 
+    /// The one in which the server's user `least` has the rights that the documentation lists.
+    pub async fn least() -> Self {
+        Self::named(server(), "mo_least", &unique()).await
+    }
+
     /// Runs a statement under an id.
     pub async fn ask_as(&self, sql: &str, id: &str) -> Result<String, String> {
         ask_with(&self.to, sql, &[("query_id", id)]).await

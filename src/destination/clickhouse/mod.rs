@@ -19,6 +19,7 @@ mod policy;
 mod preflight;
 pub mod quote;
 mod retire;
+mod rights;
 mod seal;
 mod shadow;
 mod swap;

@@ -10,6 +10,7 @@ mod pair;
 mod pressure;
 mod replay;
 mod swapping;
+mod rights;
 mod tls;
 mod trial;
 mod types;
