@@ -23,6 +23,7 @@ use super::{
     ddl::quoted,
     encode::{Refused, RowEncoder, unhex},
     error::{self, FENCED, Refusal, UNKNOWN_TABLE, meaning, permanent},
+    fence,
     ledger::{self, Applied, Counted, Drifted, Fact, Owner as OwnerFact, Parked, Snapshot, Swapped, Table},
     own,
     quote::{ident, literal},
@@ -47,7 +48,7 @@ pub(super) async fn open(at: &ClickHouse) -> Result<Box<dyn Applier>, Error> {
     }
     let token = owner::take_over(&at, facts.versioned::<OwnerFact>(0)?).await?;
     if facts.all::<Table>()?.iter().any(|(_, _, table)| in_turn(&at, &table.schema)) {
-        ledger::end_writers(&at).await?;
+        fence::end_writers(&at).await?;
     }
     // Once the stream is ours: whoever had it before may have gone on until then.
     let facts = at.facts(&[Applied::KIND, Counted::KIND, Table::KIND, Drifted::KIND]).await?;

@@ -10,6 +10,7 @@ mod cluster;
 mod ddl;
 pub mod encode;
 mod error;
+mod fence;
 mod ledger;
 mod live;
 mod load;
@@ -151,7 +152,7 @@ impl Destination for ClickHouse {
     }
 
     async fn begin(&self) -> Result<(), Error> {
-        ledger::begin(self).await
+        fence::begin(self).await
     }
 
     async fn create_shadows(&self, boundary: Boundary, tables: &[TableSchema], plan: &Plan) -> Result<(), Error> {
