@@ -41,7 +41,10 @@ pub struct Column {
     pub destination: String,
     /// Type at the source as `format_type` prints it, such as `numeric(10,2)`.
     pub source_type: String,
-    /// Oid of that type at the source.
+    /// If that is a domain, what it is made of, printed in the same way. Its values, in either form, are of that type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_type: Option<String>,
+    /// Oid of the type at the source.
     pub source_type_oid: u32,
     /// Type at the destination in its own words.
     pub destination_type: String,
@@ -65,6 +68,13 @@ pub enum Identity {
     Key(Vec<usize>),
     /// No key, but REPLICA IDENTITY FULL: whole rows.
     FullRow,
+}
+
+impl Column {
+    /// The type at the source that its values have: domains resolved.
+    pub fn value_type(&self) -> &str {
+        self.base_type.as_deref().unwrap_or(&self.source_type)
+    }
 }
 
 impl TableSchema {

@@ -45,6 +45,8 @@ make_destination() {
   done
   superuser "GRANT SELECT, INSERT, CREATE TABLE, DROP TABLE, ALTER ON $destination_database.* TO $destination_user"
   superuser "GRANT SELECT ON system.* TO $destination_user"
+  superuser "GRANT SHOW ROW POLICIES ON *.* TO $destination_user"
+  superuser "GRANT TABLE ENGINE ON ReplacingMergeTree TO $destination_user"
 }
 
 clean_destination() {

@@ -222,13 +222,12 @@ pub struct ColumnType {
     pub as_text: bool,
 }
 
-/// How a column of `table` reaches the destination that the brief names. `declared` is its type as the source's catalog prints it, `source` the same with
-/// domains resolved.
-pub fn column_type(brief: &Brief, table: &Table, column: &str, declared: &str, source: &SourceType, not_null: bool) -> ColumnType {
+/// How a column of `table` reaches the destination that the brief names. `source` is its type there, with domains resolved.
+pub fn column_type(brief: &Brief, table: &Table, column: &str, source: &SourceType, not_null: bool) -> ColumnType {
     match &brief.destination {
-        DestinationPeer::ClickHouse(_) => clickhouse::column_type(table, column, declared, source, not_null),
-        DestinationPeer::BigQuery(_) => bigquery::column_type(table, column, declared, source),
-        DestinationPeer::Snowflake(_) => snowflake::column_type(table, column, declared, source),
+        DestinationPeer::ClickHouse(_) => clickhouse::column_type(table, column, source, not_null),
+        DestinationPeer::BigQuery(_) => bigquery::column_type(table, column, source),
+        DestinationPeer::Snowflake(_) => snowflake::column_type(table, column, source),
         DestinationPeer::Postgres(_) => {
             let wanted = table.columns.iter().find(|c| c.source == column).and_then(|c| c.type_.as_deref());
             let mapped = type_map::destination_type(source, wanted);
@@ -256,6 +255,10 @@ fn given_up(brief: &Brief) -> Error {
     let message = format!("epoch {epoch} of {namespace}/{mirror} was given up before it began. Apply a new MirrorResync");
     Error::Permanent(Failure { reason: "EpochGone".into(), message, permanent: true })
 }
+
+/// Drift: of an update that leaves a large value out, because it did not change, nothing can be made where the row is not.
+const ROWS_MISSING: &str =
+    "rows that were updated at the source were missing at the destination, and came without the large values that had not changed";
 
 /// Says that values of the old table do not fit the new types of these columns.
 fn carry_cast(live: &TableName, columns: &[String]) -> String {

@@ -231,6 +231,7 @@ mod tests {
             source: (*name).into(),
             destination: (*name).into(),
             source_type: (*type_).into(),
+            base_type: None,
             source_type_oid: 1,
             destination_type: (*type_).into(),
             not_null: false,

@@ -113,6 +113,7 @@ mod tests {
             source: "id".into(),
             destination: "id".into(),
             source_type: "integer".into(),
+            base_type: None,
             source_type_oid: 23,
             destination_type: "integer".into(),
             not_null: true,

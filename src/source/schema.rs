@@ -113,11 +113,12 @@ pub fn build(brief: &Brief, number: u32, wanted: &Table, name: &TableName, facts
 
 fn column(brief: &Brief, wanted: &Table, facts: &ColumnFacts) -> Column {
     let own = wanted.columns.iter().find(|c| c.source == facts.name);
-    let mapped = column_type(brief, wanted, &facts.name, &facts.type_text, &facts.base, facts.not_null);
+    let mapped = column_type(brief, wanted, &facts.name, &facts.base, facts.not_null);
     Column {
         source: facts.name.clone(),
         destination: column_name(brief, own.and_then(|c| c.destination.as_deref()).unwrap_or(&facts.name)),
         source_type: facts.type_text.clone(),
+        base_type: facts.base.base_of(&facts.type_text),
         source_type_oid: facts.type_oid,
         destination_type: mapped.destination_type,
         not_null: facts.not_null,

@@ -18,6 +18,13 @@ pub struct SourceType {
     pub sendable: bool,
 }
 
+impl SourceType {
+    /// See [`Column::base_type`](crate::table::Column::base_type). `declared` is the column's type as the catalog prints it.
+    pub fn base_of(&self, declared: &str) -> Option<String> {
+        (self.text != declared).then(|| self.text.clone())
+    }
+}
+
 /// The type of an array's elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Element {

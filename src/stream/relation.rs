@@ -135,6 +135,7 @@ mod tests {
             source: name.into(),
             destination: name.into(),
             source_type: "integer".into(),
+            base_type: None,
             source_type_oid: 23,
             destination_type: "integer".into(),
             not_null: false,

@@ -390,10 +390,11 @@ impl Session<'_> {
             let wanted = table.columns.iter().find(|c| c.source == column.name);
             let source = self.catalog.source_type(column).await?;
             // As the load would have it.
-            let typed = column_type(self.brief, table, &column.name, &kind, &source, known.not_null);
+            let typed = column_type(self.brief, table, &column.name, &source, known.not_null);
             schema.columns.push(Column {
                 source: column.name.clone(),
                 destination: wanted.and_then(|w| w.destination.clone()).unwrap_or_else(|| column.name.clone()),
+                base_type: source.base_of(&kind),
                 source_type: kind,
                 source_type_oid: column.type_oid,
                 destination_type: typed.destination_type,

@@ -131,6 +131,7 @@ pub fn column(name: &str, type_: &str, not_null: bool) -> Column {
         source: name.into(),
         destination: name.into(),
         source_type: type_.into(),
+        base_type: None,
         source_type_oid: 25,
         destination_type: type_.into(),
         not_null,

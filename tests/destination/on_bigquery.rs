@@ -205,7 +205,7 @@ impl Fixture for OnBigQuery {
         for column in &mut table.columns {
             let source = SourceType { oid: 1, text: column.source_type.clone(), kind: Kind::Base, element: None, sendable: true };
             let options = self.options.first().cloned().unwrap_or_default();
-            column.destination_type = destination_type(&column.source_type, &source, None, &options).destination_type;
+            column.destination_type = destination_type(&source, None, &options).destination_type;
         }
         table
     }

@@ -116,6 +116,11 @@ impl<const ATOMIC: bool> Place<ATOMIC> {
         Self::named(server(), "mo_filtered", &unique()).await
     }
 
+    /// The one in which the server's user `least` has the rights that the documentation lists.
+    pub async fn least() -> Self {
+        Self::named(server(), "mo_least", &unique()).await
+    }
+
     /// Runs a statement under an id.
     pub async fn ask_as(&self, sql: &str, id: &str) -> Result<String, String> {
         ask_with(&self.to, sql, &[("query_id", id)]).await
@@ -176,7 +181,7 @@ impl<const ATOMIC: bool> Fixture for Place<ATOMIC> {
         for column in &mut table.columns {
             let source = SourceType { oid: 1, text: column.source_type.clone(), kind: Kind::Base, element: None, sendable: true };
             let wishes = Wishes { wanted: None, nullable: !column.not_null, times_as_text: false };
-            column.destination_type = destination_type(&column.source_type, &source, wishes).destination_type;
+            column.destination_type = destination_type(&source, wishes).destination_type;
         }
         table
     }

@@ -194,7 +194,7 @@ impl Fixture for OnSnowflake {
             let source = SourceType { oid: 1, text: column.source_type.clone(), kind: Kind::Base, element: None, sendable: true };
             // The suite wants a type that texts do not fit.
             let wanted = (column.source_type == "uuid" && column.source == "name").then_some("NUMBER(38,0)");
-            column.destination_type = destination_type(&column.source_type, &source, wanted).destination_type;
+            column.destination_type = destination_type(&source, wanted).destination_type;
             column.destination = self.to.names.stored(&column.destination);
         }
         table

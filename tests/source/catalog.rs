@@ -87,6 +87,8 @@ async fn odd_names_types_and_generated_columns_are_read() {
             ("a'b\"c", "character(3)", "character(3)", true),
         ]
     );
+    let domains: Vec<_> = table.columns.iter().filter_map(|c| Some((c.source.as_str(), c.base_type.as_deref()?))).collect();
+    assert_eq!(domains, [("d", "character varying(10)")]);
     assert_eq!(table.columns[15].generated.as_deref(), Some("(price * (2)::numeric)"));
     assert!(table.columns[1].not_null && !table.columns[2].not_null);
     drop(client);

@@ -100,6 +100,7 @@ impl World {
             source: r.get(0),
             destination: r.get(0),
             source_type: r.get(1),
+            base_type: None,
             source_type_oid: r.get(2),
             destination_type: r.get(1),
             not_null: r.get(3),

@@ -140,9 +140,9 @@ impl RowEncoder {
             let type_ = Type::parse(&column.destination_type).ok_or_else(|| {
                 format!("column {:?} has type {}, in which rows cannot be written", column.destination, column.destination_type)
             })?;
-            let binary = if column.as_text { None } else { binary(&column.source_type, &type_) };
+            let binary = if column.as_text { None } else { binary(column.value_type(), &type_) };
             let tag = encoder.field(name, &type_);
-            let single = column.source_type.starts_with("real");
+            let single = column.value_type().starts_with("real");
             encoder.columns.push(ColumnEncoder { tag, type_, binary, single, rules });
         }
         for (name, value) in own {

@@ -158,10 +158,10 @@ pub async fn check(to: &Peer) -> PeerReport {
     }
 }
 
-/// A column's type for this mirror, and how its values travel. `declared` is its type as the source's catalog prints it.
-pub fn column_type(table: &Table, column: &str, declared: &str, source: &SourceType) -> ColumnType {
+/// A column's type for this mirror, and how its values travel.
+pub fn column_type(table: &Table, column: &str, source: &SourceType) -> ColumnType {
     let wanted = table.columns.iter().find(|c| c.source == column).and_then(|c| c.type_.as_deref());
-    types::destination_type(declared, source, wanted, &table.bigquery.clone().unwrap_or_default())
+    types::destination_type(source, wanted, &table.bigquery.clone().unwrap_or_default())
 }
 
 /// A number that no other call has. The standard library's hasher is seeded from the system's random numbers.

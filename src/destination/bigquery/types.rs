@@ -96,16 +96,16 @@ fn decimal(arguments: Option<Vec<u8>>, (whole, scale): (u8, u8)) -> Option<(u8, 
     (precision > 0 && wanted <= scale && wanted <= precision && precision - wanted <= whole).then(|| (precision - wanted, wanted))
 }
 
-/// The type for a source's type. `declared` is the column's type as the source's catalog prints it, `source` the same with domains resolved.
+/// The type for a source's type. `source` is the column's, with domains resolved.
 ///
 /// The rules are in docs/bigquery.md. A column whose binary form is not read here travels as text, by a cast in the source's `COPY`.
-pub fn destination_type(declared: &str, source: &SourceType, wanted: Option<&str>, options: &BigQueryTable) -> ColumnType {
+pub fn destination_type(source: &SourceType, wanted: Option<&str>, options: &BigQueryTable) -> ColumnType {
     let destination_type = match wanted {
         Some(wanted) => wanted.trim().to_string(),
         None if source.kind == Kind::Enum => "STRING".into(),
         None => natural(&source.text, options),
     };
-    let as_text = Type::parse(&destination_type).is_none_or(|t| !reads_binary(declared, &t));
+    let as_text = Type::parse(&destination_type).is_none_or(|t| !reads_binary(&source.text, &t));
     ColumnType { destination_type, binary: true, as_text }
 }
 
@@ -168,7 +168,7 @@ mod tests {
 
     fn mapped(source: &str, wanted: Option<&str>, options: &BigQueryTable) -> (String, bool) {
         let base = SourceType { oid: 1, text: source.into(), kind: Kind::Base, element: None, sendable: true };
-        let mapped = destination_type(source, &base, wanted, options);
+        let mapped = destination_type(&base, wanted, options);
         (mapped.destination_type, mapped.as_text)
     }
 

@@ -12,6 +12,7 @@ mod statements;
 use std::collections::{BTreeSet, HashMap};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::Deserialize;
 
 pub(super) use owner::Owner;
@@ -21,7 +22,8 @@ use super::{
     client::Rows,
     ddl::quoted,
     encode::{Refused, RowEncoder, unhex},
-    error::{FENCED, Refusal, UNKNOWN_TABLE, meaning, permanent},
+    error::{self, FENCED, Refusal, UNKNOWN_TABLE, meaning, permanent},
+    fence,
     ledger::{self, Applied, Counted, Drifted, Fact, Owner as OwnerFact, Parked, Snapshot, Swapped, Table},
     own,
     quote::{ident, literal},
@@ -29,7 +31,7 @@ use super::{
 };
 use crate::{
     api::clickhouse::Engine,
-    destination::{Applier, Counts, Error, Position, RowChange},
+    destination::{Applier, Counts, Error, Position, ROWS_MISSING, RowChange},
     postgres::Lsn,
     table::TableSchema,
 };
@@ -46,14 +48,15 @@ pub(super) async fn open(at: &ClickHouse) -> Result<Box<dyn Applier>, Error> {
     }
     let token = owner::take_over(&at, facts.versioned::<OwnerFact>(0)?).await?;
     if facts.all::<Table>()?.iter().any(|(_, _, table)| in_turn(&at, &table.schema)) {
-        ledger::end_writers(&at).await?;
+        fence::end_writers(&at).await?;
     }
     // Once the stream is ours: whoever had it before may have gone on until then.
-    let facts = at.facts(&[Applied::KIND, Counted::KIND, Table::KIND]).await?;
+    let facts = at.facts(&[Applied::KIND, Counted::KIND, Table::KIND, Drifted::KIND]).await?;
     let position = facts.get::<Applied>(0)?.map_or(snapshot.start_lsn, |a| a.lsn);
     let counts = facts.all::<Counted>()?.into_iter().map(|(number, _, counted)| (number, counted)).collect();
     let versions = facts.all::<Table>()?.into_iter().map(|(number, version, table)| (number, (version, table))).collect();
-    Ok(Box::new(ClickHouseApplier { at, token, position, counts, versions, altered: BTreeSet::new(), encoders: HashMap::new() }))
+    let drifted = facts.all::<Drifted>()?.into_iter().map(|(number, _, drifted)| (number, drifted.drift)).collect();
+    Ok(Box::new(ClickHouseApplier { at, token, position, counts, versions, altered: BTreeSet::new(), drifted, encoders: HashMap::new() }))
 }
 
 struct ClickHouseApplier {
@@ -66,6 +69,8 @@ struct ClickHouseApplier {
     versions: HashMap<u32, (u64, Table)>,
     /// Tables of which it does not say so yet.
     altered: BTreeSet<u32>,
+    /// What it says of each table's drift.
+    drifted: HashMap<u32, BTreeSet<String>>,
     encoders: HashMap<u32, Encoding>,
 }
 
@@ -94,29 +99,24 @@ impl Applier for ClickHouseApplier {
         sum.inserts += counts.inserts;
         sum.updates += counts.updates;
         sum.deletes += counts.deletes;
-        let fence = self.fence(table);
-        let encoding = self.encoding(table)?;
-        let mut batch = Batch::default();
-        for (change, position) in changes.iter().zip(&positions) {
-            batch
-                .add(&encoding.rows, &encoding.names, change, *position)
-                .map_err(|e| refused(table, &e, &format!("{doing}: the row {}", encoding.rows.key_of(change.row()))))?;
-        }
-        let (whole, partial) = batch.finish();
-        let (statements, structure) = (&encoding.names, encoding.names.structure());
-        let mut todo = Vec::new();
-        for rows in [whole, partial].into_iter().filter(|rows| !rows.data.is_empty()) {
-            if rows.with_base {
-                // First: if the rows came first and this were lost, nobody could tell any more that the sorting key has changed.
-                todo.extend(statements.bury_moved(&fence).map(|sql| (sql, rows.data.clone())));
-                todo.push((statements.insert_merged(&fence), rows.data));
-            } else {
-                todo.push((statements.insert(&fence), rows.data));
+        let (whole, partial) = self.encode(table, &changes, &positions, &doing)?;
+        let (fence, watchful) = (self.fence(table), self.is_watchful(table));
+        let names = &self.encoding(table)?.names;
+        let mut todo = vec![(names.insert(&fence), whole)];
+        // First: if the rows came first and this were lost, nobody could tell any more that the sorting key has changed.
+        todo.extend(names.bury_moved(&fence).map(|sql| (sql, partial.clone())));
+        todo.push((names.insert_merged(&fence, watchful), partial.clone()));
+        let (structure, forbearing) = (names.structure(), names.insert_merged(&fence, false));
+        let rows = |data| Rows { structure: structure.clone(), data };
+        for (sql, data) in todo.into_iter().filter(|(_, data)| !data.is_empty()) {
+            let mut outcome = self.at.client()?.with_rows(&sql, rows(data), SETTINGS).await;
+            if outcome.as_ref().is_err_and(|refusal| refusal.code == error::ROWS_MISSING) {
+                tracing::warn!(table = %table.destination, "{ROWS_MISSING}");
+                // Recorded first: later nobody could tell, for a row that changes its key leaves a flagged one under the old one, be it there or not.
+                self.drift(table, &BTreeSet::from([ROWS_MISSING.to_string()])).await?;
+                outcome = self.at.client()?.with_rows(&forbearing, rows(partial.clone()), SETTINGS).await;
             }
-        }
-        for (sql, data) in todo {
-            let rows = Rows { structure: structure.clone(), data };
-            if let Err(refusal) = self.at.client()?.with_rows(&sql, rows, SETTINGS).await {
+            if let Err(refusal) = outcome {
                 return Err(self.why(refusal, &doing).await);
             }
         }
@@ -181,7 +181,12 @@ impl Applier for ClickHouseApplier {
 
     async fn drift(&mut self, table: &TableSchema, drift: &BTreeSet<String>) -> Result<(), Error> {
         self.at.fence().await?;
-        self.at.record(&[self.at.entry(table.number, 0, &Drifted { drift: drift.clone() })?]).await
+        // Beside what others have found. It only grows, so that of two writers the one who knows more counts.
+        let known = self.at.facts(&[Drifted::KIND]).await?.get::<Drifted>(table.number)?;
+        let drift: BTreeSet<String> = known.into_iter().flat_map(|known| known.drift).chain(drift.iter().cloned()).collect();
+        self.at.record(&[self.at.entry(table.number, drift.len() as u64, &Drifted { drift: drift.clone() })?]).await?;
+        self.drifted.insert(table.number, drift);
+        Ok(())
     }
 
     async fn park(&mut self, table: &TableSchema, why: &str) -> Result<(), Error> {
@@ -207,8 +212,13 @@ impl Applier for ClickHouseApplier {
 }
 
 /// Missing rows of a join are defaults; a batch that looks like an earlier one is written all the same.
-const SETTINGS: &[(&str, &str)] =
-    &[("join_use_nulls", "0"), ("insert_deduplicate", "0"), ("max_insert_block_size", "1000000"), ("mutations_sync", "2")];
+const SETTINGS: &[(&str, &str)] = &[
+    ("join_use_nulls", "0"),
+    ("insert_deduplicate", "0"),
+    ("max_insert_block_size", "1000000"),
+    ("mutations_sync", "2"),
+    ("allow_custom_error_code_in_throwif", "1"),
+];
 
 /// What is inserted is gathered into parts of 64 MiB, and what is sorted goes to the disk beyond 256 MiB.
 const SPARING: &[(&str, &str)] = &[("min_insert_block_size_bytes", "67108864"), ("max_bytes_before_external_sort", "268435456")];
@@ -270,6 +280,24 @@ impl ClickHouseApplier {
         meaning(&refusal, doing)
     }
 
+    /// Whether a statement is to say that a row is missing. Of no use once that is known, nor where rows go by themselves.
+    fn is_watchful(&self, table: &TableSchema) -> bool {
+        let options = self.at.options(table);
+        let known = self.drifted.get(&table.number).is_some_and(|drift| drift.contains(ROWS_MISSING));
+        !known && options.ttl.is_none() && options.engine != Engine::Null
+    }
+
+    /// The rows of `changes`: those that are whole, and those that need the row that is there.
+    fn encode(&mut self, table: &TableSchema, changes: &[RowChange], positions: &[Position], doing: &str) -> Result<(Bytes, Bytes), Error> {
+        let Encoding { rows, names, .. } = self.encoding(table)?;
+        let mut batch = Batch::default();
+        for (change, position) in changes.iter().zip(positions) {
+            let row = || format!("{doing}: the row {}", rows.key_of(change.row()));
+            batch.add(rows, names, change, *position).map_err(|e| refused(table, &e, &row()))?;
+        }
+        Ok(batch.finish())
+    }
+
     fn encoding(&mut self, table: &TableSchema) -> Result<&Encoding, Error> {
         if self.encoders.get(&table.number).is_none_or(|encoding| encoding.schema != *table) {
             let options = self.at.options(table);
@@ -296,7 +324,7 @@ impl ClickHouseApplier {
         let cell = crate::destination::Cell::Text(fill.to_string().into());
         encoder.cells(&[cell], &mut data).map_err(|e| refused(&alone, &e, &format!("{doing}: its default")))?;
         let type_ = alone.columns.first().map_or("", |c| c.destination_type.as_str());
-        let rows = Rows { structure: format!("c0 {type_}"), data };
+        let rows = Rows { structure: format!("c0 {type_}"), data: data.into() };
         let found: Vec<Text> = self.at.client()?.rows_with("SELECT hex(toString(c0)) AS digits FROM rows", rows, doing).await?;
         let digits = found.into_iter().next().map(|row| row.digits);
         let digits = digits.ok_or_else(|| permanent("ValueRefused", format!("{doing}: the server makes nothing of its default")))?;

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
+use bytes::Bytes;
 use reqwest::multipart::{Form, Part};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -53,7 +54,7 @@ pub(super) struct Rows {
     /// Columns and their types.
     pub(super) structure: String,
     /// RowBinary.
-    pub(super) data: Vec<u8>,
+    pub(super) data: Bytes,
 }
 
 impl Client {
@@ -164,7 +165,8 @@ impl Client {
     async fn exchange(&self, sql: &str, rows: Rows, settings: &[(&str, &str)]) -> Result<Vec<u8>, Refusal> {
         let about =
             [("rows_structure", rows.structure.as_str()), ("rows_format", "RowBinary"), ("input_format_binary_read_json_as_string", "1")];
-        let form = Form::new().part("rows", Part::bytes(rows.data).file_name("rows"));
+        let length = rows.data.len() as u64;
+        let form = Form::new().part("rows", Part::stream_with_length(rows.data, length).file_name("rows"));
         self.send(self.request(Some(sql), &[&about, settings].concat())?.multipart(form)).await.map_err(Refusal::of_rows)
     }
 

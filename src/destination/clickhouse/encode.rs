@@ -113,8 +113,8 @@ impl RowEncoder {
             let type_ = Type::parse(&column.destination_type).ok_or_else(|| {
                 format!("column {:?} has type {}, in which rows cannot be written", column.destination, column.destination_type)
             })?;
-            let binary = if column.as_text { None } else { binary(&column.source_type, &type_) };
-            let hex = column.source_type.trim_end_matches("[]") == "bytea";
+            let binary = if column.as_text { None } else { binary(column.value_type(), &type_) };
+            let hex = column.value_type().trim_end_matches("[]") == "bytea";
             Ok(ColumnEncoder { type_, binary, hex, key: key.contains(&place), rules })
         });
         Ok(Self { columns: columns.collect::<Result<_, String>>()?, key })

@@ -14,8 +14,11 @@ pub(super) struct Refusal {
 pub(super) const UNKNOWN_TABLE: u32 = 60;
 pub(super) const UNKNOWN_DATABASE: u32 = 81;
 pub(super) const UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE: u32 = 286;
+pub(super) const ACCESS_DENIED: u32 = 497;
 /// The fence of a statement has thrown.
 pub(super) const FENCED: u32 = 395;
+/// A statement has thrown as rows are missing that it was to complete. No code of the server's own.
+pub(super) const ROWS_MISSING: u32 = 20395;
 
 /// Errors whose words are of connections, resources, rights, and of what things are called, and so hold nothing of a row.
 const TELLING: &[u32] = &[
@@ -51,7 +54,7 @@ const TELLING: &[u32] = &[
     319,
     344,
     394,
-    497,
+    ACCESS_DENIED,
     516,
     999,
 ];
@@ -103,8 +106,8 @@ pub(super) fn meaning(refusal: &Refusal, doing: &str) -> Error {
     let (code, said) = (refusal.code, refusal.sentence());
     match code {
         0 => Error::Transient(format!("{doing}: {said}")),
-        // READONLY, ACCESS_DENIED
-        164 | 497 => permanent(
+        // READONLY
+        164 | ACCESS_DENIED => permanent(
             "PermissionDenied",
             format!("{doing}: {said}. Grant this right to the user that the destination's Peer names, then start a new resync"),
         ),

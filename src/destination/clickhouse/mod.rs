@@ -10,6 +10,7 @@ mod cluster;
 mod ddl;
 pub mod encode;
 mod error;
+mod fence;
 mod ledger;
 mod live;
 mod load;
@@ -19,6 +20,7 @@ mod policy;
 mod preflight;
 pub mod quote;
 mod retire;
+mod rights;
 mod seal;
 mod shadow;
 mod swap;
@@ -118,15 +120,15 @@ async fn look(client: &Client, to: &Peer) -> Result<PeerReport, Error> {
     Ok(PeerReport { server_version: server.version, system_identifier: server.identifier, problems })
 }
 
-/// A column's type for this mirror, and how its values travel. `declared` is its type as the source's catalog prints it.
-pub fn column_type(table: &Table, column: &str, declared: &str, source: &SourceType, not_null: bool) -> ColumnType {
+/// A column's type for this mirror, and how its values travel.
+pub fn column_type(table: &Table, column: &str, source: &SourceType, not_null: bool) -> ColumnType {
     let options = table.clickhouse.clone().unwrap_or_default();
     let wishes = Wishes {
         wanted: table.columns.iter().find(|c| c.source == column).and_then(|c| c.type_.as_deref()),
         nullable: !not_null && options.nullable == NullableColumns::AsSource,
         times_as_text: options.out_of_range == OutOfRange::String,
     };
-    destination_type(declared, source, wishes)
+    destination_type(source, wishes)
 }
 
 /// What the ids of a mirror's queries begin with.
@@ -150,7 +152,7 @@ impl Destination for ClickHouse {
     }
 
     async fn begin(&self) -> Result<(), Error> {
-        ledger::begin(self).await
+        fence::begin(self).await
     }
 
     async fn create_shadows(&self, boundary: Boundary, tables: &[TableSchema], plan: &Plan) -> Result<(), Error> {

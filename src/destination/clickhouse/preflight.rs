@@ -14,7 +14,7 @@ use super::{
     own::{Own, sorting_key},
     policy,
     quote::ident,
-    shadow,
+    rights, shadow,
     types::Type,
 };
 use crate::{
@@ -114,7 +114,8 @@ pub(super) async fn server(client: &Client, to: &Peer) -> Result<(Server, Vec<Fa
         Some(engine) => {
             found.extend(unserving(to, database, &engine));
             if found.is_empty() {
-                rights(client, to, database, &mut found).await?;
+                found.extend(rights::server(client, to).await?);
+                found.extend(rights::database(client, to, database).await?);
                 found.extend(cluster::check(client, to).await?);
             }
         }
@@ -145,32 +146,13 @@ fn unserving(to: &Peer, database: &str, engine: &str) -> Option<Failure> {
     })
 }
 
-/// Whether the user may do what is done in a database.
-async fn rights(client: &Client, to: &Peer, database: &str, found: &mut Vec<Failure>) -> Result<(), Error> {
-    const NEEDED: &str = "SELECT, INSERT, CREATE TABLE, DROP TABLE, ALTER";
-    let on = format!("{}.*", ident(database));
-    let mut missing = Vec::new();
-    for right in NEEDED.split(", ") {
-        if !client.is_granted(right, &on).await? {
-            missing.push(right);
-        }
-    }
-    if !missing.is_empty() {
-        let (user, what) = (&to.at.user, missing.join(", "));
-        let message =
-            format!("user {user:?} lacks rights in database {database:?}. Run at the destination: GRANT {what} ON {on} TO {}", ident(user));
-        found.push(failure("PermissionDenied", message));
-    }
-    Ok(())
-}
-
 async fn databases(at: &ClickHouse, tables: &[TableSchema], found: &mut Vec<Failure>) -> Result<(), Error> {
     let databases: BTreeSet<&str> = tables.iter().map(|t| t.destination.schema.as_str()).collect();
     for database in databases.into_iter().filter(|d| *d != at.to.at.database) {
         match live::database_engine(at.client()?, database).await? {
             Some(engine) => {
                 found.extend(unserving(&at.to, database, &engine));
-                rights(at.client()?, &at.to, database, found).await?;
+                found.extend(rights::database(at.client()?, &at.to, database).await?);
             }
             None if at.client()?.is_granted("CREATE DATABASE", &format!("{}.*", ident(database))).await? => {}
             None => {
@@ -214,7 +196,7 @@ fn columns(at: &ClickHouse, table: &TableSchema, found: &mut Vec<Failure>) {
         }
     }
     for column in table.key().iter().filter_map(|place| table.columns.get(*place)) {
-        if Type::parse(&column.destination_type).is_some_and(|to| merges(&column.source_type, &to)) {
+        if Type::parse(&column.destination_type).is_some_and(|to| merges(column.value_type(), &to)) {
             let message = format!(
                 "key column {:?} of {} has type {}, in which keys that differ at the source may become one: give it another `type` in the Mirror",
                 column.destination, table.destination, column.destination_type

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::{
     ClickHouse,
     error::permanent,
+    fence,
     ledger::{self, Begun, FACT, Fact, GivenUp, MIRROR, Table},
     live,
     quote::literal,
@@ -51,13 +52,18 @@ async fn forget_epochs(at: &ClickHouse, which: impl Fn(u32) -> bool) -> Result<(
 
 /// See [`Destination::abandon`](crate::destination::Destination::abandon).
 ///
-/// A swap that is half done is finished, and there is nothing to abandon. Otherwise the fence is closed first, behind this epoch too: a pod of it that nobody could stop finds it so. The next epoch has the number that closes it.
+/// First of all the epoch's own swap is kept from its end: after that either it has come there, or it never will. A swap that is half done is finished, and there is
+/// nothing to abandon. Otherwise the fence is closed, behind this epoch too: a pod of it that nobody could stop finds it so. The next epoch has the number that closes it.
 /// What is left of this one tells a repeated call that it is not done.
 pub(super) async fn abandon(at: &ClickHouse) -> Result<(), Error> {
     if !at.has_ledger().await? || ledger::swap_report(at).await?.is_some() {
         return Ok(());
     }
-    if at.facts(&[Begun::KIND]).await?.get::<Begun>(0)?.is_none() && !give_up(at).await? {
+    let begun = at.facts(&[Begun::KIND]).await?.get::<Begun>(0)?.is_some();
+    at.record(&[at.entry(0, 0, &GivenUp {})?]).await?;
+    fence::end_writers(at).await?;
+    // One that has not begun never will from now on, unless it was just about to and has fenced those before it. It leaves them alone.
+    if !begun && at.newest().await? != Some(at.brief.epoch) || ledger::swap_report(at).await?.is_some() {
         return Ok(());
     }
     let next = at.brief.epoch + 1;
@@ -73,19 +79,12 @@ pub(super) async fn abandon(at: &ClickHouse) -> Result<(), Error> {
             if ledger::swap_report(at).await?.is_some() {
                 return Ok(());
             }
-            ledger::raise(at, next, "true").await?;
+            fence::raise(at, next, "true").await?;
         }
     }
-    ledger::end_queries_before(at, next).await?;
+    fence::end_queries_before(at, next).await?;
     undo::back(at).await?;
     forget_epochs(at, |epoch| epoch == at.brief.epoch).await
-}
-
-/// Lets an epoch that has not begun never do so, and leaves those before it alone; true if it was just about to begin, and has fenced them.
-async fn give_up(at: &ClickHouse) -> Result<bool, Error> {
-    at.record(&[at.entry(0, 0, &GivenUp {})?]).await?;
-    ledger::end_writers(at).await?;
-    Ok(at.newest().await? == Some(at.brief.epoch))
 }
 
 /// See [`Destination::forget`](crate::destination::Destination::forget).

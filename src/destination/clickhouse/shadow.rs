@@ -282,6 +282,7 @@ mod tests {
             source: name.into(),
             destination: name.into(),
             source_type: "text".into(),
+            base_type: None,
             source_type_oid: 25,
             destination_type: type_.into(),
             not_null: true,

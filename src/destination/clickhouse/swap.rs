@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     ClickHouse,
     error::{Refusal, UNKNOWN_TABLE, meaning},
-    ledger::{self, Carried, Fact, Gap, Sealed, Swapped, Table, shadow_of},
+    ledger::{self, Carried, Fact, Gap, GivenUp, Sealed, Swapped, Table, shadow_of},
     live, mark,
     mark::Mark,
     retire,
@@ -28,6 +28,23 @@ const NOT_IMPLEMENTED: u32 = 48;
 
 /// See [`Destination::swap`](crate::destination::Destination::swap).
 pub(super) async fn swap(at: &ClickHouse) -> Result<SwapReport, Error> {
+    run(at, By::Itself).await
+}
+
+/// Brings a swap to its end that was begun by an epoch that is given up since.
+pub(super) async fn finish(at: &ClickHouse) -> Result<SwapReport, Error> {
+    run(at, By::WhoGivesUp).await
+}
+
+/// Who swaps an epoch's tables.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    /// Stops when the epoch is given up.
+    Itself,
+    WhoGivesUp,
+}
+
+async fn run(at: &ClickHouse, by: By) -> Result<SwapReport, Error> {
     if let Some(report) = ledger::swap_report(at).await? {
         return Ok(report);
     }
@@ -59,21 +76,38 @@ pub(super) async fn swap(at: &ClickHouse) -> Result<SwapReport, Error> {
         retries += exchange(at, table).await?;
     }
     let mixed = started.elapsed();
+    // Whoever gives the epoch up after this look finds all tables exchanged, and goes on as well. If he did so before, he may have found none and be taking back
+    // those that were exchanged since: what gives them back are the names that the old tables have until they are put aside.
+    if by == By::Itself && at.facts(&[GivenUp::KIND]).await?.get::<GivenUp>(0)?.is_some() {
+        return Err(is_given_up(at));
+    }
     for (_, _, table) in &tables {
         put_aside(at, table).await?;
     }
-    at.fence().await?;
-    record(at, mixed, retries).await
+    record(at, mixed, retries, by).await
 }
 
-async fn record(at: &ClickHouse, mixed: Duration, retries: u32) -> Result<SwapReport, Error> {
+/// The last word, which nobody has once somebody else decides what becomes of the tables.
+async fn record(at: &ClickHouse, mixed: Duration, retries: u32, by: By) -> Result<SwapReport, Error> {
     #[derive(Deserialize)]
     struct Now {
         now: String,
     }
     let now: Now = at.client()?.row("SELECT formatDateTime(now64(3, 'UTC'), '%Y-%m-%dT%H:%i:%S.000Z') AS now", "reading the clock").await?;
-    at.record(&[at.entry(0, 0, &Swapped { at: now.now, millis: mixed.as_millis() as i64, retries })?]).await?;
-    ledger::swap_report(at).await?.ok_or_else(|| at.gone())
+    let mut condition = at.is_newest();
+    if by == By::Itself {
+        condition = format!("{condition} AND {}", at.is_not_given_up());
+    }
+    at.record_if(&condition, &at.entry(0, 0, &Swapped { at: now.now, millis: mixed.as_millis() as i64, retries })?).await?;
+    if let Some(report) = ledger::swap_report(at).await? {
+        return Ok(report);
+    }
+    at.fence().await?;
+    Err(is_given_up(at))
+}
+
+fn is_given_up(at: &ClickHouse) -> Error {
+    Error::Transient(format!("epoch {} is being given up: whoever does so finishes its swap or takes it back", at.brief.epoch))
 }
 
 /// Gives the shadow its TTL, which deletes what has expired. Another swap that has renamed it meanwhile has done so before.

@@ -141,10 +141,10 @@ pub struct Wishes<'a> {
     pub times_as_text: bool,
 }
 
-/// The type for a source's type. `declared` is the column's type as the source's catalog prints it, `source` the same with domains resolved.
+/// The type for a source's type. `source` is the column's, with domains resolved.
 ///
 /// The rules are in docs/clickhouse.md. A column whose binary form is not read here travels as text, by a cast in the source's `COPY`.
-pub fn destination_type(declared: &str, source: &SourceType, wishes: Wishes<'_>) -> ColumnType {
+pub fn destination_type(source: &SourceType, wishes: Wishes<'_>) -> ColumnType {
     let own = match wishes.wanted {
         // Their text is split at commas.
         _ if source.element.as_ref().is_some_and(|element| element.separator != ',') => "String".into(),
@@ -153,7 +153,7 @@ pub fn destination_type(declared: &str, source: &SourceType, wishes: Wishes<'_>)
         None => natural(&source.text, wishes.times_as_text),
     };
     let destination_type = if wishes.nullable { nullable(own) } else { own };
-    let as_text = Type::parse(&destination_type).is_none_or(|t| !reads_binary(declared, &t));
+    let as_text = Type::parse(&destination_type).is_none_or(|t| !reads_binary(&source.text, &t));
     ColumnType { destination_type, binary: true, as_text }
 }
 
@@ -220,7 +220,7 @@ mod tests {
 
     fn mapped(source: &str, nullable: bool, wanted: Option<&str>) -> (String, bool) {
         let base = SourceType { oid: 1, text: source.into(), kind: Kind::Base, element: None, sendable: true };
-        let mapped = destination_type(source, &base, Wishes { wanted, nullable, times_as_text: false });
+        let mapped = destination_type(&base, Wishes { wanted, nullable, times_as_text: false });
         (mapped.destination_type, mapped.as_text)
     }
 
@@ -261,7 +261,7 @@ mod tests {
         let element = Element { oid: 603, text: "box".into(), separator: ';' };
         let boxes = SourceType { oid: 1020, text: "box[]".into(), kind: Kind::Base, element: Some(element), sendable: true };
         for wanted in [None, Some("Array(String)")] {
-            let mapped = destination_type("box[]", &boxes, Wishes { wanted, nullable: true, times_as_text: false });
+            let mapped = destination_type(&boxes, Wishes { wanted, nullable: true, times_as_text: false });
             assert_eq!((mapped.destination_type.as_str(), mapped.as_text), ("Nullable(String)", true));
         }
     }

@@ -17,7 +17,7 @@ const ATTEMPTS: u32 = 20;
 pub(super) async fn forward(at: &ClickHouse) -> Result<(), Error> {
     for name in live_names(at).await? {
         if live::find(at, &name).await?.is_some_and(|live| live.is_of(at)) {
-            return swap::swap(at).await.map(drop);
+            return swap::finish(at).await.map(drop);
         }
     }
     Ok(())

@@ -18,7 +18,7 @@ pub use owner::Owner;
 
 use crate::{
     brief::Brief,
-    destination::{Applier, Counts, Error, Position, RowChange},
+    destination::{Applier, Counts, Error, Position, ROWS_MISSING, RowChange},
     postgres::{self, Connection, Lsn, ident, literal, qualified},
     table::TableSchema,
 };
@@ -29,10 +29,6 @@ use statements::Names;
 /// end a session whose pod is gone.
 const SETTINGS: &str = "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off; \
      SET tcp_keepalives_idle = 20; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; SET client_connection_check_interval = 2000";
-
-/// Of an update that leaves a large value out, because it did not change, nothing can be made where the row is not.
-const MISSING: &str =
-    "rows that were updated at the source were missing at the destination, and came without the large values that had not changed";
 
 /// Readers are not kept waiting behind a lock that is not granted.
 const LOCK_TIMEOUT: &str = "2s";
@@ -231,8 +227,8 @@ impl PostgresApplier {
         let counts = completed(&answers);
         let missing = staged.expected.into_iter().any(|(statement, rows)| counts.get(statement).copied().unwrap_or(0) != rows);
         if missing {
-            tracing::warn!(table = %table.destination, "{MISSING}");
-            self.client.batch_execute(&self.add_drift(table, &BTreeSet::from([MISSING.to_string()]))).await?;
+            tracing::warn!(table = %table.destination, "{ROWS_MISSING}");
+            self.client.batch_execute(&self.add_drift(table, &BTreeSet::from([ROWS_MISSING.to_string()]))).await?;
         }
         Ok(())
     }

@@ -135,9 +135,9 @@ impl RowEncoder {
             let type_ = Type::parse(&column.destination_type).ok_or_else(|| {
                 format!("column {:?} has type {}, in which rows cannot be written", column.destination, column.destination_type)
             })?;
-            let binary = if column.as_text { None } else { binary(&column.source_type, type_) };
-            let element = json::Element::of(column.source_type.trim_end_matches("[]"));
-            Ok(ColumnEncoder { type_, binary, element, hex: column.source_type == "bytea", rule })
+            let binary = if column.as_text { None } else { binary(column.value_type(), type_) };
+            let element = json::Element::of(column.value_type().trim_end_matches("[]"));
+            Ok(ColumnEncoder { type_, binary, element, hex: column.value_type() == "bytea", rule })
         });
         Ok(Self { columns: columns.collect::<Result<_, String>>()?, key: table.copied_key() })
     }

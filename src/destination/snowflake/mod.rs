@@ -110,9 +110,9 @@ pub async fn ask(to: &Peer, sql: &str) -> Result<Vec<Vec<Option<String>>>, Error
     Ok(Client::new(to, "mirror-operator test".into())?.query(sql, "asking").await?.into_rows())
 }
 
-/// A column's type for this mirror, and how its values travel. `declared` is its type as the source's catalog prints it.
-pub fn column_type(table: &Table, column: &str, declared: &str, source: &SourceType) -> ColumnType {
-    types::destination_type(declared, source, table.columns.iter().find(|c| c.source == column).and_then(|c| c.type_.as_deref()))
+/// A column's type for this mirror, and how its values travel.
+pub fn column_type(table: &Table, column: &str, source: &SourceType) -> ColumnType {
+    types::destination_type(source, table.columns.iter().find(|c| c.source == column).and_then(|c| c.type_.as_deref()))
 }
 
 /// A number that no other call has. The standard library's hasher is seeded from the system's random numbers.

@@ -132,16 +132,16 @@ impl fmt::Display for Type {
     }
 }
 
-/// The type for a source's type. `declared` is the column's type as the source's catalog prints it, `source` the same with domains resolved, `wanted` the Mirror's own choice.
+/// The type for a source's type. `source` is the column's, with domains resolved, `wanted` the Mirror's own choice.
 ///
 /// The rules are in docs/snowflake.md. A column whose binary form is not read here travels as text, by a cast in the source's `COPY`.
-pub fn destination_type(declared: &str, source: &SourceType, wanted: Option<&str>) -> ColumnType {
+pub fn destination_type(source: &SourceType, wanted: Option<&str>) -> ColumnType {
     let chosen = match wanted {
         Some(wanted) => Type::parse(wanted),
         None if source.kind == Kind::Enum => Some(Type::Varchar(None)),
         None => Some(natural(&source.text)),
     };
-    let as_text = chosen.is_none_or(|to| !reads_binary(declared, to));
+    let as_text = chosen.is_none_or(|to| !reads_binary(&source.text, to));
     let destination_type = chosen.map_or_else(|| wanted.unwrap_or_default().trim().to_string(), |to| to.to_string());
     ColumnType { destination_type, binary: true, as_text }
 }
@@ -196,7 +196,7 @@ mod tests {
 
     fn mapped(source: &str, wanted: Option<&str>) -> (String, bool) {
         let base = SourceType { oid: 1, text: source.into(), kind: Kind::Base, element: None, sendable: true };
-        let mapped = destination_type(source, &base, wanted);
+        let mapped = destination_type(&base, wanted);
         (mapped.destination_type, mapped.as_text)
     }
 

@@ -104,7 +104,7 @@ fn whatever_is_mapped_can_be_written() {
     use mirror_operator::destination::bigquery::types::{Type, destination_type};
     for (type_, ..) in cases() {
         let source = SourceType { oid: 1, text: type_.into(), kind: Kind::Base, element: None, sendable: true };
-        let mapped = destination_type(type_, &source, None, &BigQueryTable::default());
+        let mapped = destination_type(&source, None, &BigQueryTable::default());
         assert!(Type::parse(&mapped.destination_type).is_some(), "{type_}: {mapped:?}");
     }
 }

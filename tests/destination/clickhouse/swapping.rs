@@ -1,8 +1,8 @@
 //! What may come between the steps of a swap: a cancellation, a newer epoch, rows that expire.
 
 use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+    Arc, Mutex,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use mirror_operator::{
@@ -47,6 +47,22 @@ async fn before(place: &OnClickHouse, brief: Brief, what: &'static str, act: imp
         }
         request
     };
+    through(place, brief, change).await
+}
+
+/// The brief through a network that does something before the request with this number reaches the server.
+async fn before_number(place: &OnClickHouse, brief: Brief, number: usize, act: impl Fn() + Send + Sync + 'static) -> Brief {
+    let seen = AtomicUsize::new(0);
+    let change = move |request: Vec<u8>| {
+        if seen.fetch_add(1, Ordering::SeqCst) + 1 == number {
+            act();
+        }
+        request
+    };
+    through(place, brief, change).await
+}
+
+async fn through(place: &OnClickHouse, brief: Brief, change: impl Fn(Vec<u8>) -> Vec<u8> + Send + Sync + 'static) -> Brief {
     let proxy = Proxy::changing((place.to.host.clone(), place.to.port), Arc::new(change)).await;
     let mut at = place.to.clone();
     (at.host, at.port) = (proxy.address.ip().to_string(), proxy.address.port());
@@ -121,7 +137,8 @@ async fn a_swap_that_cannot_be_finished_is_taken_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exchange_that_comes_while_its_epoch_is_given_up_loses_no_table() {
-    for late in ["SELECT count() AS n FROM system.processes", "TABLE"] {
+    // Once it was looked how far the swap is, and the fence is closed; when the shadow is dropped.
+    for late in ["BETWEEN 1 AND 2", "TABLE"] {
         let place = OnClickHouse::new().await;
         ready(&place).await;
         place.run("RENAME TABLE public.t_resync_e2g1 TO public.t_swap_e2_00000000000000aa").await;
@@ -168,4 +185,79 @@ async fn a_swap_that_wakes_up_late_leaves_a_newer_epochs_shadow_alone() {
     at.drop_retired().await.unwrap();
     assert_eq!(place.read("t", &["name"]).await, ["newer|f"]);
     assert_eq!(place.tables().await, ["t"]);
+}
+
+/// A second epoch of one table that could be swapped now.
+async fn ready_alone(place: &OnClickHouse) {
+    whole(&*open(&place.brief(1)).await, &[(t(place), &["1\told\ta"])]).await;
+    let at = open(&place.brief(2)).await;
+    until_loaded(&*at, &[(t(place), &["1\tnew\ta"])]).await;
+    at.seal().await.unwrap();
+    at.carry().await.unwrap();
+}
+
+/// What a process does that comes between the requests of another.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Deed {
+    Swap,
+    GiveUp,
+}
+
+impl Deed {
+    async fn by(self, at: &dyn Destination) -> Result<(), Error> {
+        match self {
+            Self::Swap => at.swap().await.map(drop),
+            Self::GiveUp => at.abandon().await,
+        }
+    }
+}
+
+/// The outcome of a deed that another one interrupts, once and at one of its requests, and that one's if it came to it.
+async fn interrupted(place: &OnClickHouse, deed: Deed, number: usize, by: Deed) -> (Result<(), Error>, Option<Result<(), Error>>) {
+    let came = Arc::new(Mutex::new(None));
+    let act = {
+        let (place, came) = (place.clone(), came.clone());
+        move || {
+            let (place, came) = (place.clone(), came.clone());
+            at_once(async move {
+                let outcome = by.by(&*open(&place.brief(2)).await).await;
+                *came.lock().unwrap() = Some(outcome);
+            });
+        }
+    };
+    let at = open(&before_number(place, place.brief(2), number, act).await).await;
+    let outcome = deed.by(&*at).await;
+    let came = came.lock().unwrap().take();
+    (outcome, came)
+}
+
+/// Every third request: each takes two epochs. Which third is another each time.
+const STEP: usize = 3;
+
+/// One of the two has won, and both know which.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swap_and_the_giving_up_of_its_epoch_agree_wherever_one_comes_between_the_steps_of_the_other() {
+    for (deed, by) in [(Deed::GiveUp, Deed::Swap), (Deed::Swap, Deed::GiveUp)] {
+        for number in (1 + std::process::id() as usize % STEP..).step_by(STEP) {
+            let place = OnClickHouse::new().await;
+            ready_alone(&place).await;
+            let (outcome, came) = interrupted(&place, deed, number, by).await;
+            let Some(came) = came else {
+                assert!(number > 10, "{deed:?} took {number} requests");
+                break;
+            };
+            let doing = format!("{by:?} ({came:?}) before request {number} of {deed:?} ({outcome:?})");
+            let (swap, given_up) = if deed == Deed::Swap { (outcome, came) } else { (came, outcome) };
+            assert!(matches!(given_up, Ok(()) | Err(Error::Transient(_))), "{doing}");
+            let at = open(&place.brief(2)).await;
+            // It is tried until it is done.
+            at.abandon().await.unwrap();
+            let swapped = at.swapped().await.unwrap().is_some();
+            assert!(swapped || swap.is_err(), "{doing}");
+            let (live, tables): (&str, &[&str]) = if swapped { ("new", &["t", "t_old"]) } else { ("old", &["t"]) };
+            assert_eq!(place.rows("SELECT name FROM public.t FINAL").await, [live], "{doing}");
+            assert_eq!(place.tables().await, tables, "{doing}");
+            assert_eq!(at.applier().await.is_ok(), swapped, "{doing}");
+        }
+    }
 }

@@ -1,122 +1,59 @@
 //! Values of every type, from a PostgreSQL server to a ClickHouse server, by the load and by the change stream.
 
-use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
 use mirror_operator::{
     api::clickhouse::{ClickHouseTable, OutOfRange},
-    brief::Brief,
-    destination::{Cell, Chunk, Counts, Destination, Error, RowChange},
-    postgres::{self, Lsn},
-    source::{catalog, copy},
-    table::{Identity, TableSchema},
+    destination::Error,
+    postgres,
+    table::Identity,
 };
 use proptest::{
     strategy::{Strategy, ValueTree},
     test_runner::TestRunner,
 };
 
-use crate::{
-    fixture::{Fixture, boundary, from_loaded, made, open, plan},
-    on_clickhouse::OnClickHouse,
-    on_postgres::OnPostgres,
-};
-
-/// A table of the source and where it goes.
-struct Pair {
-    source: OnPostgres,
-    place: OnClickHouse,
-    brief: Brief,
-    schema: TableSchema,
-}
-
-/// Makes the source's table `t` with these columns after `id`, and reads its schema as a pipeline does.
-async fn pair(options: ClickHouseTable, columns: &str, before: &str) -> Pair {
-    let (source, place) = (OnPostgres::new().await, OnClickHouse::new().await.with(options));
-    source.run(&format!("{before}; CREATE TABLE public.t (id int PRIMARY KEY, {columns})")).await;
-    let mut brief = place.brief(1);
-    brief.source = source.to.clone();
-    brief.tables[0].destination = Some(format!("{}.t", place.to.database));
-    let client = source.client().await;
-    let found = catalog::read(&client, &brief).await.unwrap();
-    assert_eq!(found.problems, vec![]);
-    Pair { source, place, brief, schema: found.tables[0].clone() }
-}
-
-impl Pair {
-    /// Loads the source's rows as the snapshot workers do.
-    async fn load(&self) -> Result<Box<dyn Destination>, Error> {
-        let at = open(&self.brief).await;
-        assert_eq!(at.preflight(std::slice::from_ref(&self.schema)).await?, vec![]);
-        at.begin().await?;
-        at.create_shadows(boundary(1), std::slice::from_ref(&self.schema), &plan(&[1])).await?;
-        assert!(self.schema.binary());
-        let client = self.source.client().await;
-        let chunk: Chunk = plan(&[1]).chunks.remove(0);
-        let sql = copy::statement(&self.schema, "public.t", &chunk);
-        let pieces: Vec<Bytes> = client.copy_out(&sql).await.unwrap().try_collect().await.unwrap();
-        at.load_chunk(&self.schema, &chunk, 1, futures::stream::iter(pieces.into_iter().map(Ok)).boxed()).await?;
-        from_loaded(&*at).await?;
-        Ok(at)
-    }
-
-    /// What both sides print, column by column: the source's values as text, and ClickHouse's.
-    async fn printed(&self, ours: &str, theirs: &str) -> (Vec<String>, Vec<String>) {
-        let source = self.source.rows(&format!("SELECT {ours} FROM public.t ORDER BY id")).await;
-        let there = self.place.rows(&format!("SELECT {theirs} FROM public.t FINAL ORDER BY id")).await;
-        (source, there)
-    }
-
-    /// Sends every row once more through the change stream, as texts.
-    async fn stream(&self, at: &dyn Destination) {
-        let columns: Vec<String> = self.schema.copied().map(|c| postgres::ident(&c.source)).collect();
-        let client = self.source.client().await;
-        let mut changes = Vec::new();
-        for message in client.simple_query(&format!("SELECT {} FROM public.t", columns.join(", "))).await.unwrap() {
-            let tokio_postgres::SimpleQueryMessage::Row(row) = message else { continue };
-            let cell = |i| row.get(i).map_or(Cell::Null, |text: &str| Cell::Text(Bytes::copy_from_slice(text.as_bytes())));
-            changes.push(RowChange::Upsert { row: (0..row.len()).map(cell).collect(), deleted: false });
-        }
-        let mut to = at.applier().await.unwrap();
-        let positions = vec![made(5000); changes.len()];
-        to.write(&self.schema, changes, positions, Counts::default()).await.unwrap();
-        to.commit(Lsn(5000)).await.unwrap();
-    }
-}
+use super::pair::{Pair, pair};
+use crate::fixture::{Fixture, open};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_type_reads_as_postgresql_prints_it() {
     let columns = "b bool, s smallint, l bigint, r real, d double precision, n numeric, m numeric(12,3), x numeric(3,-2), t text, v varchar(9), c char(5),
         j json, jb jsonb, y bytea, u uuid, da date, ts timestamp, tz timestamptz, ti time, iv interval, ip inet, mo mood, rg int4range, pa pair,
-        po posint, ia int[], ta text[], na numeric(9,2)[], bx box[], bits bit(3), tsv tsvector, money money, o oid, mac macaddr, xm xml";
+        po posint, ia int[], ta text[], na numeric(9,2)[], bx box[], bits bit(3), tsv tsvector, money money, o oid, mac macaddr, xm xml, bl blob, bs blobs, bd blob[]";
     let before = "CREATE TYPE public.mood AS ENUM ('sad', 'it''s \"ok\"'); CREATE TYPE public.pair AS (a int, b text);
-        CREATE DOMAIN public.posint AS int CHECK (VALUE > 0); SET search_path = public";
-    let columns = columns.replace(" mood", " public.mood").replace(" pair", " public.pair").replace(" posint", " public.posint");
+        CREATE DOMAIN public.posint AS int CHECK (VALUE > 0); CREATE DOMAIN public.blob AS bytea; CREATE DOMAIN public.blobs AS bytea[]; SET search_path = public";
+    let columns = columns
+        .replace(" mood", " public.mood")
+        .replace(" pair", " public.pair")
+        .replace(" posint", " public.posint")
+        .replace(" blob", " public.blob");
     let pair = pair(ClickHouseTable::default(), &columns, before).await;
     pair.source
         .run("INSERT INTO public.t VALUES
             (1, true, -32768, 9223372036854775807, 1.5, -0.1, 12345678901234567890.000000000012345, -1.005, 12300, E'tab\\tand \\\\ \\u00e9', 'v', 'c',
              '{\"a\": [1, null]}', '{\"b\": \"x\"}', '\\x00ff10', '936da01f-9abd-4d9d-80c7-02af85c822a8', '1900-01-01', '1999-12-31 23:59:59.123456',
              '2026-06-01 12:00:00+05:30', '24:00', '1 year 2 days 03:04:05', '10.0.0.1/8', 'it''s \"ok\"', '[1,5)', '(7,\"x y\")', 7, '{1,NULL,3}',
-             '{a,NULL,\"q\\\"\",\"\"}', '{1.50,NULL}', '{(3,4),(1,2);(7,8),(5,6)}', '101', 'fat cat', '12.30', 4294967295, '08:00:2b:01:02:03', '<a/>'),
+             '{a,NULL,\"q\\\"\",\"\"}', '{1.50,NULL}', '{(3,4),(1,2);(7,8),(5,6)}', '101', 'fat cat', '12.30', 4294967295, '08:00:2b:01:02:03', '<a/>', '\\x00ff27', ARRAY['\\x00ff'::bytea, NULL], ARRAY['\\x00ff']::public.blob[]),
             (2, false, 0, 0, 'NaN', 'Infinity', 0, 0, 0, '', '', '', '1', '1', '', '00000000-0000-0000-0000-000000000000', '2299-12-31',
              '1900-01-01', '2299-12-31 23:59:59.999999+00', '00:00:00.000001', '-1 day', '::1', 'sad', 'empty', NULL, 1, '{}', '{}', '{}', '{}', '000', '',
-             '0', 0, '00:00:00:00:00:00', ''); INSERT INTO public.t (id) VALUES (3)")
+             '0', 0, '00:00:00:00:00:00', '', '', '{}', NULL); INSERT INTO public.t (id) VALUES (3)")
         .await;
     let at = pair.load().await.unwrap();
     let same = "id, s, l, t, v, c, j, jb, ti, iv, ip, mo, rg, pa, po, bx, bits, tsv, money, o, mac, xm, u, da";
     // Trailing zeros are not printed there; bytes are hex here.
     let ours = format!(
-        "{same}, coalesce(n::numeric(70,15)::text, '∅'), trim_scale(m), x, r, d, encode(y, 'hex'), b, ts, tz AT TIME ZONE 'UTC', ia::text, ta::text"
+        "{same}, coalesce(n::numeric(70,15)::text, '∅'), trim_scale(m), x, r, d, encode(y, 'hex'), encode(bl, 'hex'), b, ts, tz AT TIME ZONE 'UTC', ia::text, ta::text"
     );
     let ours = ours.replace("coalesce(n::numeric(70,15)::text, '∅')", "trim_scale(n)");
     let theirs = format!(
-        "{same}, n, m, x, r, d, lower(hex(y)), b, ts, tz, replace(replace(concat('{{', arrayStringConcat(arrayMap(i -> ifNull(toString(i), 'NULL'), ia), ','), '}}'), ' ', ''), ' ', ''), ta"
+        "{same}, n, m, x, r, d, lower(hex(y)), lower(hex(bl)), b, ts, tz, replace(replace(concat('{{', arrayStringConcat(arrayMap(i -> ifNull(toString(i), 'NULL'), ia), ','), '}}'), ' ', ''), ' ', ''), ta"
     );
     for round in ["the load", "the change stream"] {
         let (here, there) = pair.printed(&ours, &theirs).await;
         compare(round, &here, &there);
         let arrays = pair.place.rows("SELECT ta, na FROM public.t FINAL ORDER BY id").await;
         assert_eq!(arrays, [r#"['a',NULL,'q"','']|[1.5,NULL]"#, "[]|[]", "[]|[]"], "{round}");
+        let blobs = pair.place.rows("SELECT arrayMap(b -> hex(b), bs), bd FROM public.t FINAL ORDER BY id").await;
+        assert_eq!(blobs, [r"['00FF',NULL]|['\\x00ff']", "[]|[]", "[]|[]"], "{round}");
         if round == "the load" {
             pair.stream(&*at).await;
         }

@@ -293,6 +293,7 @@ fn stage_columns(table: &TableSchema, key: &[usize]) -> Vec<(String, Column)> {
         source: String::new(),
         destination: String::new(),
         source_type: "text".into(),
+        base_type: None,
         source_type_oid: 25,
         destination_type: type_.into(),
         not_null: false,

@@ -11,6 +11,7 @@ fn table(columns: &[(&str, &str)]) -> TableSchema {
         source: format!("c{i}"),
         destination: format!("c{i}"),
         source_type: source.to_string(),
+        base_type: None,
         source_type_oid: 0,
         destination_type: type_.to_string(),
         not_null: false,

@@ -3,8 +3,11 @@
 //! The rows travel as the table `rows`: `c0, c1, …` are the copied columns, `u` says which of them are unchanged, `b0, b1, …` are the key of the row
 //! from which those are taken, `d` is the flag and `v` the version.
 
+use bytes::Bytes;
+
 use super::super::{
     encode::{Refused, RowEncoder, put_string},
+    error::ROWS_MISSING,
     own::{Own, VERSION, sorting_key},
     quote::{ident, qualified},
 };
@@ -29,14 +32,6 @@ pub(super) struct Names {
     /// Whether the engine itself finds the last version of each row.
     versions: bool,
     own: Own,
-}
-
-/// Rows as they are sent.
-#[derive(Default)]
-pub(super) struct Encoded {
-    pub(super) data: Vec<u8>,
-    /// Whether they need the row that is there.
-    pub(super) with_base: bool,
 }
 
 /// A batch's changes of one table, in two sets.
@@ -66,8 +61,8 @@ impl Batch {
     }
 
     /// The rows that are whole, and those that need the row that is there.
-    pub(super) fn finish(self) -> (Encoded, Encoded) {
-        (Encoded { data: self.whole, with_base: false }, Encoded { data: self.partial, with_base: true })
+    pub(super) fn finish(self) -> (Bytes, Bytes) {
+        (self.whole.into(), self.partial.into())
     }
 }
 
@@ -173,13 +168,14 @@ impl Names {
 
     /// Rows with what they leave unchanged from the row that is there. Without that row only a delete is written, and nothing where a later version is there
     /// already: then this was written before, and is done again on top of what came after it.
-    pub(super) fn insert_merged(&self, fence: &str) -> String {
+    ///
+    /// `watchful`: it throws [`ROWS_MISSING`] instead of leaving a row out because the one that is to complete it is missing.
+    pub(super) fn insert_merged(&self, fence: &str, watchful: bool) -> String {
         let values = self.each(|i| format!("if({}, x.x{i}, s.c{i})", Self::unchanged(i)));
-        format!(
-            "{} SELECT {values}, s.d, s.v {} WHERE x.version <= s.v AND (x.found = 1 OR s.d = 1 OR position(s.u, 'u') = 0) AND {fence}",
-            self.into(),
-            self.joined("LEFT")
-        )
+        let possible = "(x.found = 1 OR s.d = 1 OR position(s.u, 'u') = 0)";
+        let possible =
+            if watchful { format!("NOT throwIf(NOT {possible}, 'rows are missing', toInt16({ROWS_MISSING}))") } else { possible.into() };
+        format!("{} SELECT {values}, s.d, s.v {} WHERE x.version <= s.v AND {possible} AND {fence}", self.into(), self.joined("LEFT"))
     }
 
     /// Flags the row that is there where the new one has another sorting key; nothing if it cannot have.

@@ -14,6 +14,7 @@ fn table(columns: &[(&str, &str)]) -> TableSchema {
         source: format!("c{i}"),
         destination: format!("c{i}"),
         source_type: (*source).into(),
+        base_type: None,
         source_type_oid: 1,
         destination_type: (*to).into(),
         not_null: i == 0,
@@ -131,6 +132,21 @@ fn each_form_of_an_array_is_read() {
     assert_eq!(text("integer[]", "Array(Int32)", "{NULL}"), Err("an element is NULL, and the array's elements are not nullable"));
     assert_eq!(binary("integer[]", "Array(Int32)", &[0; 12]).unwrap(), text("integer[]", "Array(Int32)", "{}").unwrap());
     assert_eq!(text("bytea[]", "Array(Nullable(String))", "{\"\\\\x00ff\",NULL}").unwrap(), [2, 0, 2, 0, 0xff, 1]);
+}
+
+#[test]
+fn values_of_a_domain_are_those_of_what_it_is_made_of() {
+    for (base, to, sent, printed) in [("bytea", "String", &[0, 0xff][..], "\\x00ff"), ("integer", "Int32", &[0, 0, 0, 7], "7")] {
+        let mut table = table(&[("public.own", to)]);
+        table.columns[0].base_type = Some(base.into());
+        let encoder = RowEncoder::new(&table, RULES).unwrap();
+        let (mut reader, mut by_binary, mut by_text) = (CopyReader::new(&encoder, true), Vec::new(), Vec::new());
+        reader.push(stream(&[tuple(&[Some(sent)])]).into());
+        assert_eq!(reader.next_row(&mut by_binary), Ok(true));
+        encoder.cells(&[Cell::Text(Bytes::from(printed))], &mut by_text).unwrap();
+        assert_eq!(by_binary, text(base, to, printed).unwrap());
+        assert_eq!(by_text, by_binary);
+    }
 }
 
 #[test]

@@ -4,17 +4,25 @@ use super::*;
 use crate::table::{Column, Identity, TableName};
 
 fn encoder(source: &str, to: &str) -> RowEncoder {
-    let column = Column {
+    encoder_of(column(source, to))
+}
+
+fn column(source: &str, to: &str) -> Column {
+    Column {
         source: "c".into(),
         destination: "C".into(),
         source_type: source.into(),
+        base_type: None,
         source_type_oid: 1,
         destination_type: to.into(),
         not_null: false,
         generated: None,
         binary: true,
         as_text: false,
-    };
+    }
+}
+
+fn encoder_of(column: Column) -> RowEncoder {
     let name = TableName { schema: "S".into(), name: "T".into() };
     let table = TableSchema {
         number: 0,
@@ -47,6 +55,15 @@ fn array(elements: &[Option<&[u8]>]) -> Vec<u8> {
         out.extend(element.unwrap_or_default());
     }
     out
+}
+
+#[test]
+fn values_of_a_domain_are_those_of_what_it_is_made_of() {
+    let encoder = encoder_of(Column { base_type: Some("bytea".into()), ..column("public.blob", "BINARY") });
+    let (mut by_text, mut by_binary) = (Vec::new(), Vec::new());
+    encoder.cell(0, &Cell::Text("\\x0aff".to_string().into()), &mut by_text).unwrap();
+    encoder.columns[0].put(Some(&[10, 255]), true, &mut by_binary).unwrap();
+    assert_eq!((by_text.as_slice(), by_binary.as_slice()), (&b"0AFF,"[..], &b"0AFF,"[..]));
 }
 
 #[test]
