@@ -53,6 +53,7 @@ impl Epoch {
             synced_at_column: own("synced_at"),
             snapshot: serde_json::from_value(more).expect("a snapshot"),
             replication: Default::default(),
+            pods: Default::default(),
             carry: Default::default(),
             old_snapshot_wait_millis: 0,
             on_old_snapshot: OnOldSnapshot::Proceed,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{
         mirror::{Replication, Snapshot, SoftDelete, Table},
+        pod::Placement,
         resync::{Carry, OnOldSnapshot},
     },
     destination::{bigquery, clickhouse, snowflake},
@@ -52,6 +53,9 @@ pub struct Brief {
     pub snapshot: Snapshot,
     /// The change stream.
     pub replication: Replication,
+    /// Where its pods may run.
+    #[serde(default)]
+    pub pods: Placement,
     /// What is carried.
     pub carry: Carry,
     /// Milliseconds that the swap waits for old snapshots at the destination.

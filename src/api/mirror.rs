@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     condition,
+    pod::{Placement, Resources},
     quantity::{Bytes, Span, at_least, bytes, span},
     resync::Outcome,
 };
@@ -56,6 +57,9 @@ pub struct MirrorSpec {
     /// The change stream.
     #[serde(default)]
     pub replication: Replication,
+    /// Where the pods of this mirror may run: the pipeline's at once, which is restarted for it, those of Jobs with the next resync.
+    #[serde(default)]
+    pub pods: Placement,
     /// Stops the change stream while true. The slot stays, and with it the source's WAL.
     #[serde(default)]
     pub suspend: bool,
@@ -164,9 +168,8 @@ pub struct Snapshot {
     /// a load whose `maxParallelWorkers` is changed reads in proportion.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bytes_per_second: Option<Bytes>,
-    /// Labels of the nodes that may run the pods of this mirror.
-    #[serde(skip_serializing_if = "std::collections::BTreeMap::is_empty")]
-    pub node_selector: std::collections::BTreeMap<String, String>,
+    /// What each worker pod asks for. It needs about three times the memory of the largest row.
+    pub resources: Resources,
 }
 
 /// The change stream.
@@ -178,6 +181,8 @@ pub struct Replication {
     pub batch_rows: u32,
     /// Time after which a batch is written even if it is small.
     pub batch_interval: Span,
+    /// What the pipeline pod asks for. It needs 24 MiB of memory, and four times that of the largest row that is changed. A change restarts the pod.
+    pub resources: Resources,
 }
 
 /// When the operator starts a resync by itself.
@@ -359,13 +364,13 @@ impl Default for Snapshot {
             partition_size: bytes("1Gi"),
             chunk_size: bytes("64Mi"),
             max_bytes_per_second: None,
-            node_selector: Default::default(),
+            resources: Resources::of("20m", "32Mi", "512Mi"),
         }
     }
 }
 
 impl Default for Replication {
     fn default() -> Self {
-        Self { batch_rows: 50_000, batch_interval: span("1s") }
+        Self { batch_rows: 50_000, batch_interval: span("1s"), resources: Resources::of("20m", "64Mi", "512Mi") }
     }
 }

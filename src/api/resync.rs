@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     condition,
+    pod::Resources,
     quantity::{Bytes, Span, at_least, span},
 };
 
@@ -32,7 +33,7 @@ use super::{
     validation = Rule::new("self.handover == oldSelf.handover").message("handover cannot be changed: make a new MirrorResync"),
     validation = Rule::new("self.carry == oldSelf.carry && self.keepOld == oldSelf.keepOld").message("carry and keepOld cannot be changed: make a new MirrorResync"),
     validation = Rule::new("self.swap.oldSnapshotWait == oldSelf.swap.oldSnapshotWait && self.swap.onOldSnapshot == oldSelf.swap.onOldSnapshot").message("swap.oldSnapshotWait and swap.onOldSnapshot cannot be changed: make a new MirrorResync"),
-    validation = Rule::new("(has(self.snapshot) && has(self.snapshot.partitionSize) ? self.snapshot.partitionSize : '') == (has(oldSelf.snapshot) && has(oldSelf.snapshot.partitionSize) ? oldSelf.snapshot.partitionSize : '') && (has(self.snapshot) && has(self.snapshot.chunkSize) ? self.snapshot.chunkSize : '') == (has(oldSelf.snapshot) && has(oldSelf.snapshot.chunkSize) ? oldSelf.snapshot.chunkSize : '') && (has(self.snapshot) && has(self.snapshot.maxBytesPerSecond) ? self.snapshot.maxBytesPerSecond : '') == (has(oldSelf.snapshot) && has(oldSelf.snapshot.maxBytesPerSecond) ? oldSelf.snapshot.maxBytesPerSecond : '')").message("of snapshot only maxParallelWorkers can be changed: make a new MirrorResync"),
+    validation = Rule::new("(has(self.snapshot) && has(self.snapshot.partitionSize) ? self.snapshot.partitionSize : '') == (has(oldSelf.snapshot) && has(oldSelf.snapshot.partitionSize) ? oldSelf.snapshot.partitionSize : '') && (has(self.snapshot) && has(self.snapshot.chunkSize) ? self.snapshot.chunkSize : '') == (has(oldSelf.snapshot) && has(oldSelf.snapshot.chunkSize) ? oldSelf.snapshot.chunkSize : '') && (has(self.snapshot) && has(self.snapshot.maxBytesPerSecond) ? self.snapshot.maxBytesPerSecond : '') == (has(oldSelf.snapshot) && has(oldSelf.snapshot.maxBytesPerSecond) ? oldSelf.snapshot.maxBytesPerSecond : '') && (has(self.snapshot) && has(self.snapshot.resources)) == (has(oldSelf.snapshot) && has(oldSelf.snapshot.resources)) && (!(has(self.snapshot) && has(self.snapshot.resources) && has(oldSelf.snapshot) && has(oldSelf.snapshot.resources)) || self.snapshot.resources == oldSelf.snapshot.resources)").message("of snapshot only maxParallelWorkers can be changed: make a new MirrorResync"),
     validation = Rule::new("!oldSelf.cancel || self.cancel").message("a cancelled resync cannot be taken up again: make a new MirrorResync")
 )]
 pub struct MirrorResyncSpec {
@@ -133,6 +134,9 @@ pub struct SnapshotOverrides {
     /// See the Mirror's field.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bytes_per_second: Option<Bytes>,
+    /// See the Mirror's field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
 }
 
 /// Where a resync stands.

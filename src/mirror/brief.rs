@@ -39,6 +39,7 @@ pub fn brief(
         snapshot.partition_size = overrides.partition_size.clone().unwrap_or(snapshot.partition_size);
         snapshot.chunk_size = overrides.chunk_size.clone().unwrap_or(snapshot.chunk_size);
         snapshot.max_bytes_per_second = overrides.max_bytes_per_second.clone().or(snapshot.max_bytes_per_second);
+        snapshot.resources = overrides.resources.clone().unwrap_or(snapshot.resources);
     }
     let millis = |span: &crate::api::quantity::Span| u64::try_from(span.get().as_millis()).unwrap_or(u64::MAX);
     Ok(Brief {
@@ -58,6 +59,7 @@ pub fn brief(
         synced_at_column,
         snapshot,
         replication: spec.replication.clone(),
+        pods: spec.pods.clone(),
         carry: wanted.carry.clone(),
         old_snapshot_wait_millis: millis(&wanted.swap.old_snapshot_wait),
         on_old_snapshot: wanted.swap.on_old_snapshot,

@@ -12,6 +12,7 @@ use crate::{
         mirror::{ActiveResync, MirrorPhase, OnSlotLost, PastResync, TableStatus},
         resync::{Outcome, Phase},
     },
+    brief::Brief,
     name,
     report::{Report, Stage},
     resync::{Notice, human_bytes},
@@ -242,8 +243,16 @@ impl Pass<'_> {
         }
         if let (Some(_), Some(Ok(brief))) = (wanted, &self.seen.brief) {
             let replicas = i32::from(!self.mirror.spec.suspend);
-            effects.push(Effect::EnsurePipeline { brief: brief.clone(), image: self.seen.image.clone(), replicas });
+            effects.push(Effect::EnsurePipeline { brief: self.with_pods_of_now(brief), image: self.seen.image.clone(), replicas });
         }
+    }
+
+    /// What a pod asks for and where it runs changes no data: the spec of now says it, so that a pod that lacks memory needs no resync to get it.
+    fn with_pods_of_now(&self, brief: &Brief) -> Box<Brief> {
+        let (spec, mut brief) = (&self.mirror.spec, Box::new(brief.clone()));
+        brief.replication.resources = spec.replication.resources.clone();
+        brief.pods = spec.pods.clone();
+        brief
     }
 
     fn stream_report(&self, status: &MirrorStatus) -> Option<&Report> {
@@ -424,7 +433,9 @@ impl Pass<'_> {
                 words = job.report.as_ref().and_then(|r| r.failure.as_ref()).map_or(words, |f| f.message.clone());
             }
             (Some(job), _) => words = job.report.as_ref().and_then(|r| r.failure.as_ref()).map_or(words, |f| f.message.clone()),
-            (None, Some(Ok(brief))) => effects.push(Effect::EnsureForgetJob { brief: brief.clone(), image: self.seen.image.clone() }),
+            (None, Some(Ok(brief))) => {
+                effects.push(Effect::EnsureForgetJob { brief: self.with_pods_of_now(brief), image: self.seen.image.clone() })
+            }
             (None, Some(Err(why))) => words = why.clone(),
             (None, None) => {}
         }

@@ -340,3 +340,15 @@ fn two_tables_with_one_destination_and_names_too_long_are_refused_by_name() {
     m.spec.tables = serde_json::from_value(json!([{ "source": format!("public.{}", "x".repeat(64)) }])).unwrap();
     assert!(validate(&m).unwrap_err().contains("64 bytes"));
 }
+
+#[test]
+fn a_live_pipelines_pod_is_what_the_spec_says_now_and_its_data_what_the_epoch_was_begun_with() {
+    let (mut m, facts) = live();
+    let spec = json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.u" }],
+        "replication": { "batchRows": 7, "resources": { "limits": { "memory": "2Gi" } } }, "pods": { "nodeSelector": { "disk": "ssd" } } });
+    m.spec = serde_json::from_value(spec).unwrap();
+    let plan = plan(&m, &facts, now());
+    let brief = plan.effects.iter().find_map(|e| if let Effect::EnsurePipeline { brief, .. } = e { Some(brief) } else { None }).unwrap();
+    assert_eq!((&brief.replication.resources, &brief.pods), (&m.spec.replication.resources, &m.spec.pods));
+    assert_eq!((brief.tables[0].source.as_str(), brief.replication.batch_rows), ("public.t", 50_000));
+}

@@ -186,6 +186,7 @@ mod tests {
             synced_at_column: String::new(),
             snapshot: mirror::Snapshot::default(),
             replication: mirror::Replication::default(),
+            pods: Default::default(),
             carry: resync::Carry::default(),
             old_snapshot_wait_millis: 0,
             on_old_snapshot: resync::OnOldSnapshot::Proceed,

@@ -1,7 +1,5 @@
 //! The Jobs: snapshot, swap, cleanup, forget, check.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::{
     api::{
         batch::v1::{
@@ -15,6 +13,7 @@ use k8s_openapi::{
 
 use super::pod::{EPOCH_LABEL, MIRROR_LABEL, PodShape, RESYNC_LABEL, labels, template};
 use crate::{
+    api::pod::{Placement, Resources},
     brief::{Brief, DestinationPeer},
     name,
     report::EXIT_PERMANENT,
@@ -51,12 +50,17 @@ fn failure_policy() -> PodFailurePolicy {
     }
 }
 
+/// What the pods of short Jobs ask for: no rows pass through them.
+fn short() -> Resources {
+    Resources::of("20m", "32Mi", "128Mi")
+}
+
 struct Shape<'a> {
     brief: &'a Brief,
     image: &'a str,
     component: &'a str,
     args: Vec<String>,
-    memory: (u32, u32),
+    resources: &'a Resources,
 }
 
 fn brief_job(name: String, shape: Shape<'_>, owner: &OwnerReference) -> Job {
@@ -70,8 +74,8 @@ fn brief_job(name: String, shape: Shape<'_>, owner: &OwnerReference) -> Job {
         env: vec![],
         brief: Some(name::pipeline(&brief.mirror, brief.epoch)),
         connections: vec![&brief.source, brief.destination.connection()],
-        memory: shape.memory,
-        node_selector: brief.snapshot.node_selector.clone(),
+        resources: shape.resources,
+        placement: &brief.pods,
         restart: "Never",
     });
     Job {
@@ -95,7 +99,7 @@ fn brief_job(name: String, shape: Shape<'_>, owner: &OwnerReference) -> Job {
 
 /// The Indexed Job that loads: one index a partition.
 pub fn snapshot_job(brief: &Brief, image: &str, partitions: u32, parallelism: u16, suspended: bool, owner: &OwnerReference) -> Job {
-    let shape = Shape { brief, image, component: "snapshot", args: vec!["snapshot".into()], memory: (32, 512) };
+    let shape = Shape { brief, image, component: "snapshot", args: vec!["snapshot".into()], resources: &brief.snapshot.resources };
     let mut job = brief_job(resync::job_name(&brief.resync, "snapshot"), shape, owner);
     if let Some(spec) = &mut job.spec {
         spec.completion_mode = Some("Indexed".into());
@@ -111,13 +115,13 @@ pub fn snapshot_job(brief: &Brief, image: &str, partitions: u32, parallelism: u1
 
 /// The Job that carries and swaps.
 pub fn swap_job(brief: &Brief, image: &str, owner: &OwnerReference) -> Job {
-    let shape = Shape { brief, image, component: "swap", args: vec!["swap".into()], memory: (32, 128) };
+    let shape = Shape { brief, image, component: "swap", args: vec!["swap".into()], resources: &short() };
     brief_job(resync::job_name(&brief.resync, "swap"), shape, owner)
 }
 
 /// The Job that removes what a resync has made that does not come to its swap.
 pub fn cleanup_job(brief: &Brief, image: &str, owner: &OwnerReference) -> Job {
-    let shape = Shape { brief, image, component: "cleanup", args: vec!["cleanup".into()], memory: (32, 128) };
+    let shape = Shape { brief, image, component: "cleanup", args: vec!["cleanup".into()], resources: &short() };
     let mut job = brief_job(resync::job_name(&brief.resync, "cleanup"), shape, owner);
     if let Some(spec) = &mut job.spec {
         // Fewer tries, so that the pauses stay short: another Job follows as long as there is something to remove.
@@ -132,7 +136,7 @@ pub fn forget_job(brief: &Brief, image: &str, drop_tables: bool, owner: &OwnerRe
     if drop_tables {
         args.push("--drop-tables".into());
     }
-    let shape = Shape { brief, image, component: "forget", args, memory: (32, 128) };
+    let shape = Shape { brief, image, component: "forget", args, resources: &short() };
     brief_job(format!("{}-forget", brief.mirror), shape, owner)
 }
 
@@ -155,8 +159,8 @@ pub fn check_job(
         env: vec![EnvVar { name: "MIRROR_PEER".into(), value: Some(connection_json), ..EnvVar::default() }],
         brief: None,
         connections: vec![connection.connection()],
-        memory: (32, 128),
-        node_selector: BTreeMap::new(),
+        resources: &short(),
+        placement: &Placement::default(),
         restart: "Never",
     });
     Job {

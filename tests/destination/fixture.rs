@@ -100,6 +100,7 @@ pub fn brief(uid: &str, epoch: u32, source: Connection, destination: Destination
         synced_at_column: "_PEERDB_SYNCED_AT".into(),
         snapshot: mirror::Snapshot::default(),
         replication: mirror::Replication::default(),
+        pods: Default::default(),
         carry: resync::Carry::default(),
         old_snapshot_wait_millis: 2_000,
         on_old_snapshot: resync::OnOldSnapshot::Proceed,

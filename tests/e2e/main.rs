@@ -15,6 +15,7 @@ mod endings;
 mod failures;
 mod gate;
 mod life;
+mod pods;
 mod rules;
 mod snowflake;
 mod stream;
