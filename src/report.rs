@@ -102,6 +102,8 @@ pub struct Stream {
     pub applied_lsn: Lsn,
     /// The source's end of WAL minus the checkpoint, both read at the same time; `None` until both are known.
     pub lag_bytes: Option<i64>,
+    /// Seconds since the commit of the oldest change that was received and is not applied; 0 if there is none; `None` if nobody listens.
+    pub lag_seconds: Option<u64>,
     /// Seconds since the checkpoint last moved or the stream was last seen caught up.
     pub idle_seconds: u64,
     /// Whether a connection to the slot is open.

@@ -24,6 +24,7 @@ use super::{
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch"),
     printcolumn(name = "Tables", type_ = "integer", json_path = ".status.tableCount"),
     printcolumn(name = "Lag", type_ = "string", json_path = ".status.lag"),
+    printcolumn(name = "Seconds", type_ = "integer", json_path = ".status.lagSeconds"),
     printcolumn(name = "Resync", type_ = "string", json_path = ".status.activeResync.name"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
@@ -265,6 +266,11 @@ pub struct MirrorStatus {
     /// WAL that the source has written past `appliedLsn`, both read at the same time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag_bytes: Option<i64>,
+    /// Seconds since the commit of the oldest change that was received from the source and is not yet applied at the destination; 0 if there is none, also
+    /// while the first change of a transaction is still on its way, which `lagBytes` shows. By the clocks of source and pipeline pod, looked at once a
+    /// second. Absent while the stream is not connected, unless such a change is known from before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_seconds: Option<i64>,
     /// The lag for people, such as `0 B` or `12 MiB`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<String>,

@@ -48,6 +48,7 @@ pub async fn reconcile(mirror: Arc<Mirror>, context: Arc<Context>) -> Result<Act
             context.set_finalizer(&current, FINALIZER, false).await?;
             context.forget(&uid);
             context.metrics.lag.remove(&labels_of(&mirror));
+            context.metrics.lag_seconds.remove(&labels_of(&mirror));
             context.metrics.ready.remove(&labels_of(&mirror));
             return Ok(Action::await_change());
         }
@@ -61,6 +62,11 @@ pub async fn reconcile(mirror: Arc<Mirror>, context: Arc<Context>) -> Result<Act
         }
     }
     context.metrics.lag.get_or_create(&labels_of(&mirror)).set(plan.status.lag_bytes.unwrap_or_default());
+    if let Some(seconds) = plan.status.lag_seconds {
+        context.metrics.lag_seconds.get_or_create(&labels_of(&mirror)).set(seconds);
+    } else {
+        context.metrics.lag_seconds.remove(&labels_of(&mirror));
+    }
     context.metrics.ready.get_or_create(&labels_of(&mirror)).set(condition::holds(&plan.status.conditions, "Ready").into());
     write(&current, plan.status, &context).await?;
     context.succeeded(&uid);
@@ -227,5 +233,13 @@ async fn write(mirror: &Mirror, status: MirrorStatus, context: &Context) -> Resu
 }
 
 fn without_numbers(status: &MirrorStatus) -> MirrorStatus {
-    MirrorStatus { applied_lsn: None, lag_bytes: None, lag: None, last_progress_time: None, tables: vec![], ..status.clone() }
+    MirrorStatus {
+        applied_lsn: None,
+        lag_bytes: None,
+        lag_seconds: None,
+        lag: None,
+        last_progress_time: None,
+        tables: vec![],
+        ..status.clone()
+    }
 }

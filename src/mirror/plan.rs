@@ -339,6 +339,7 @@ impl Pass<'_> {
         if let Some(stream) = &report.stream {
             status.applied_lsn = stream.lag_bytes.map(|_| stream.applied_lsn.to_string());
             status.lag_bytes = stream.lag_bytes;
+            status.lag_seconds = stream.lag_seconds.map(|seconds| i64::try_from(seconds).unwrap_or(i64::MAX));
             status.lag = stream.lag_bytes.map(human_bytes);
             let idle = k8s_openapi::jiff::SignedDuration::from_secs(i64::try_from(stream.idle_seconds).unwrap_or_default());
             if let Ok(since) = self.now.checked_sub(idle) {
