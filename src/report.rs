@@ -162,6 +162,24 @@ pub struct JobReport {
     pub failure: Option<Failure>,
     /// Of swap and cleanup: what the swap did, if it was done.
     pub swapped: Option<SwapReport>,
+    /// Of a dry run: what a resync would load.
+    pub plan: Option<PlanReport>,
+}
+
+/// What a resync would load, from the source's statistics.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PlanReport {
+    /// Tables.
+    pub tables: u32,
+    /// Rows, estimated.
+    pub rows: i64,
+    /// Bytes at the source.
+    pub bytes: i64,
+    /// Units of commit.
+    pub chunks: u32,
+    /// Indexes of the snapshot Job.
+    pub partitions: u32,
 }
 
 /// What a snapshot worker is told by `GET /snapshot` of the pipeline pod.

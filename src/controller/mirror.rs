@@ -150,6 +150,8 @@ async fn conflict(mirror: &Mirror, context: &Context) -> Result<Option<String>, 
 async fn resyncs_of(mirror: &Mirror, context: &Context) -> Result<Vec<ResyncFacts>, Error> {
     let api: Api<MirrorResync> = Api::namespaced(context.client.clone(), &mirror.namespace().unwrap_or_default());
     let mut list = api.list(&ListParams::default().fields(&format!("spec.mirror={}", mirror.name_any()))).await?.items;
+    // These make no epoch.
+    list.retain(|r| !r.spec.dry_run);
     list.sort_by_key(|r| (r.creation_timestamp(), r.name_any()));
     Ok(list.into_iter().map(|r| facts(r, mirror)).collect())
 }

@@ -5,9 +5,9 @@ use std::{future::Future, time::Duration};
 use super::{board::Board, hold::Hold, loops};
 use crate::{
     brief::Brief,
-    destination::{Boundary, Destination},
+    destination::{self, Boundary, Destination},
     postgres::connect,
-    report::Failure,
+    report::{Failure, PlanReport},
     source::{
         Error,
         catalog::{self, Catalog},
@@ -31,6 +31,29 @@ pub async fn check(brief: &Brief, destination: &dyn Destination) -> Result<(), T
     problems.extend(of_tables);
     problems.extend(destination.preflight(&tables).await?);
     Ok(refuse(problems)?)
+}
+
+/// A dry run: [`check`], then how large a load would be. Changes nothing.
+pub async fn rehearse(brief: &Brief) -> Result<PlanReport, Failure> {
+    let destination = destination::open(brief).await.map_err(|error| Trouble::from(error).failure())?;
+    check(brief, &*destination).await.map_err(|trouble| trouble.failure())?;
+    let plan = async {
+        let client = connect::connect(&brief.source, &slot::housekeeping(brief)).await?;
+        let Catalog { tables, problems } = catalog::read(&client, brief).await?;
+        refuse(problems)?;
+        let plan = partition::plan(&catalog::relations(&client, &tables).await?, sizes(brief));
+        Ok::<_, Error>((tables.len(), plan))
+    };
+    let (tables, plan) = plan.await.map_err(|error| error.failure())?;
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let amount = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    Ok(PlanReport {
+        tables: count(tables),
+        rows: amount(plan.rows),
+        bytes: amount(plan.bytes),
+        chunks: count(plan.chunks.len()),
+        partitions: plan.partitions,
+    })
 }
 
 /// Makes the slot, its snapshot, the shadows and the plan. Nothing was loaded yet, so whatever an earlier try has left is dropped first.

@@ -204,7 +204,7 @@ impl Pass<'_> {
         millis
     }
 
-    fn close(&self, status: &mut MirrorResyncStatus, phase: Phase, verdict: Verdict, reason: &str, message: &str) {
+    pub(super) fn close(&self, status: &mut MirrorResyncStatus, phase: Phase, verdict: Verdict, reason: &str, message: &str) {
         status.phase = phase;
         status.eta = None;
         status.completion_time = Some(Time(self.now));

@@ -27,6 +27,9 @@ pub fn plan(resync: &MirrorResync, seen: &Observed, now: Timestamp) -> Plan {
     let pass = Pass { resync, seen, now };
     let mut status = resync.status.clone().unwrap_or_default();
     status.observed_generation = resync.metadata.generation;
+    if resync.spec.dry_run {
+        return pass.rehearse(status);
+    }
     if status.phase.is_end() {
         return pass.rest(status);
     }

@@ -3,6 +3,7 @@
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use serde_json::json;
 
+mod dry;
 mod ends;
 
 use super::*;
@@ -120,6 +121,7 @@ impl World {
             }
             Effect::DeleteCleanupJob => self.seen.cleanup_job = None,
             Effect::DeletePipeline { .. } | Effect::Say(_) => {}
+            Effect::EnsurePlanJob { .. } | Effect::DeletePlanJob => panic!("a dry run's"),
         }
         if !matches!(effect, Effect::Say(_)) {
             let name = format!("{effect:?}");

@@ -1,4 +1,4 @@
-//! The Jobs: snapshot, swap, cleanup, forget, check.
+//! The Jobs: plan, snapshot, swap, cleanup, forget, check.
 
 use k8s_openapi::{
     api::{
@@ -6,12 +6,15 @@ use k8s_openapi::{
             Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
             PodFailurePolicyRule,
         },
-        core::v1::EnvVar,
+        core::v1::{ConfigMap, EnvVar},
     },
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 
-use super::pod::{EPOCH_LABEL, MIRROR_LABEL, PodShape, RESYNC_LABEL, labels, template};
+use super::{
+    pipeline::brief_map,
+    pod::{EPOCH_LABEL, MIRROR_LABEL, PodShape, RESYNC_LABEL, labels, template},
+};
 use crate::{
     api::pod::{Placement, Resources},
     brief::{Brief, DestinationPeer},
@@ -61,6 +64,13 @@ struct Shape<'a> {
     component: &'a str,
     args: Vec<String>,
     resources: &'a Resources,
+    /// The ConfigMap with the brief.
+    map: String,
+}
+
+/// The ConfigMap of the brief's epoch.
+fn of_epoch(brief: &Brief) -> String {
+    name::pipeline(&brief.mirror, brief.epoch)
 }
 
 fn brief_job(name: String, shape: Shape<'_>, owner: &OwnerReference) -> Job {
@@ -72,7 +82,7 @@ fn brief_job(name: String, shape: Shape<'_>, owner: &OwnerReference) -> Job {
         image: shape.image,
         args: shape.args,
         env: vec![],
-        brief: Some(name::pipeline(&brief.mirror, brief.epoch)),
+        brief: Some(shape.map),
         connections: vec![&brief.source, brief.destination.connection()],
         resources: shape.resources,
         placement: &brief.pods,
@@ -99,7 +109,14 @@ fn brief_job(name: String, shape: Shape<'_>, owner: &OwnerReference) -> Job {
 
 /// The Indexed Job that loads: one index a partition.
 pub fn snapshot_job(brief: &Brief, image: &str, partitions: u32, parallelism: u16, suspended: bool, owner: &OwnerReference) -> Job {
-    let shape = Shape { brief, image, component: "snapshot", args: vec!["snapshot".into()], resources: &brief.snapshot.resources };
+    let shape = Shape {
+        brief,
+        image,
+        component: "snapshot",
+        args: vec!["snapshot".into()],
+        resources: &brief.snapshot.resources,
+        map: of_epoch(brief),
+    };
     let mut job = brief_job(resync::job_name(&brief.resync, "snapshot"), shape, owner);
     if let Some(spec) = &mut job.spec {
         spec.completion_mode = Some("Indexed".into());
@@ -113,15 +130,31 @@ pub fn snapshot_job(brief: &Brief, image: &str, partitions: u32, parallelism: u1
     job
 }
 
+/// The Job of a dry run, with a copy of the brief of its own: that of the epoch is written when a resync begins it. Its pods count to no epoch.
+pub fn plan_job(brief: &Brief, image: &str, owner: &OwnerReference) -> (ConfigMap, Job) {
+    let map = resync::job_name(&brief.resync, "plan");
+    let shape = Shape { brief, image, component: "plan", args: vec!["plan".into()], resources: &short(), map: map.clone() };
+    let mut job = brief_job(map.clone(), shape, owner);
+    if let Some(spec) = &mut job.spec {
+        // Somebody waits for the answer: it is soon said that there is none.
+        spec.backoff_limit = Some(3);
+        let pod = spec.template.metadata.as_mut().and_then(|m| m.labels.as_mut());
+        pod.into_iter().chain(job.metadata.labels.as_mut()).for_each(|labels| drop(labels.remove(EPOCH_LABEL)));
+    }
+    let mut copy = brief_map(brief, owner);
+    (copy.metadata.name, copy.metadata.labels) = (Some(map), job.metadata.labels.clone());
+    (copy, job)
+}
+
 /// The Job that carries and swaps.
 pub fn swap_job(brief: &Brief, image: &str, owner: &OwnerReference) -> Job {
-    let shape = Shape { brief, image, component: "swap", args: vec!["swap".into()], resources: &short() };
+    let shape = Shape { brief, image, component: "swap", args: vec!["swap".into()], resources: &short(), map: of_epoch(brief) };
     brief_job(resync::job_name(&brief.resync, "swap"), shape, owner)
 }
 
 /// The Job that removes what a resync has made that does not come to its swap.
 pub fn cleanup_job(brief: &Brief, image: &str, owner: &OwnerReference) -> Job {
-    let shape = Shape { brief, image, component: "cleanup", args: vec!["cleanup".into()], resources: &short() };
+    let shape = Shape { brief, image, component: "cleanup", args: vec!["cleanup".into()], resources: &short(), map: of_epoch(brief) };
     let mut job = brief_job(resync::job_name(&brief.resync, "cleanup"), shape, owner);
     if let Some(spec) = &mut job.spec {
         // Fewer tries, so that the pauses stay short: another Job follows as long as there is something to remove.
@@ -136,7 +169,7 @@ pub fn forget_job(brief: &Brief, image: &str, drop_tables: bool, owner: &OwnerRe
     if drop_tables {
         args.push("--drop-tables".into());
     }
-    let shape = Shape { brief, image, component: "forget", args, resources: &short() };
+    let shape = Shape { brief, image, component: "forget", args, resources: &short(), map: of_epoch(brief) };
     brief_job(format!("{}-forget", brief.mirror), shape, owner)
 }
 

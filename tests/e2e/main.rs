@@ -11,6 +11,7 @@ mod away;
 mod bad_input;
 mod bigquery;
 mod clickhouse;
+mod dry;
 mod endings;
 mod failures;
 mod gate;

@@ -112,6 +112,7 @@ async fn a_resync_is_fixed_but_for_its_parallelism_and_its_approval() {
     }
     let table = [
         (with("carry", json!({ "missing": false })), "carry and keepOld cannot be changed"),
+        (with("dryRun", json!(true)), "dryRun cannot be changed"),
         (with("keepOld", json!("2h")), "carry and keepOld cannot be changed"),
         (with("swap", json!({ "oldSnapshotWait": "1s" })), "swap.onOldSnapshot cannot be changed"),
         (with("swap", json!({ "onOldSnapshot": "Fail" })), "swap.onOldSnapshot cannot be changed"),

@@ -14,3 +14,4 @@ mod guard;
 mod holders;
 mod load;
 mod memory;
+mod rehearsal;
