@@ -54,6 +54,7 @@ impl Epoch {
             snapshot: serde_json::from_value(more).expect("a snapshot"),
             replication: Default::default(),
             pods: Default::default(),
+            sequences: Default::default(),
             carry: Default::default(),
             old_snapshot_wait_millis: 0,
             on_old_snapshot: OnOldSnapshot::Proceed,

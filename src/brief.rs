@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
-        mirror::{Replication, Snapshot, SoftDelete, Table},
+        mirror::{Replication, Sequences, Snapshot, SoftDelete, Table},
         pod::Placement,
         resync::{Carry, OnOldSnapshot},
     },
@@ -49,6 +49,9 @@ pub struct Brief {
     pub soft_delete: SoftDelete,
     /// Column with the time of a row's last change; empty for none.
     pub synced_at_column: String,
+    /// Sequences.
+    #[serde(default)]
+    pub sequences: Sequences,
     /// The load.
     pub snapshot: Snapshot,
     /// The change stream.

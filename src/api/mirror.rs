@@ -52,6 +52,9 @@ pub struct MirrorSpec {
     #[serde(default = "default_synced_at")]
     #[schemars(length(max = 63))]
     pub synced_at_column: String,
+    /// What becomes of the sequences that mirrored columns own, if the destination is PostgreSQL.
+    #[serde(default)]
+    pub sequences: Sequences,
     /// The initial load of this mirror and of its resyncs.
     #[serde(default)]
     pub snapshot: Snapshot,
@@ -150,6 +153,17 @@ pub struct SoftDelete {
     /// Name of the flag's column.
     #[schemars(length(min = 1, max = 63))]
     pub column: String,
+}
+
+/// What becomes of the sequences that mirrored columns own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Sequences {
+    /// Nothing: the destination's columns have no defaults.
+    #[default]
+    Ignore,
+    /// The destination gets sequences of the same names, from which the columns draw by default, so that the tables can be written to after a cut-over. They
+    /// are brought to the source's places right before each swap and then every 10 seconds.
+    Sync,
 }
 
 /// The initial load.

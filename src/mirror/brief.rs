@@ -3,7 +3,7 @@
 use crate::{
     api::{
         Mirror, MirrorResync, MirrorSpec, Peer,
-        mirror::{SoftDelete, Table},
+        mirror::{Sequences, SoftDelete, Table},
         peer::Role,
     },
     brief::{Brief, DestinationPeer},
@@ -26,6 +26,9 @@ pub fn brief(
     let spec = &mirror.spec;
     let source = known(source, &spec.source.peer, Role::Source, connection)?;
     let destination = known(destination, &spec.destination.peer, Role::Destination, peer::destination)?;
+    if spec.sequences == Sequences::Sync && !matches!(destination, DestinationPeer::Postgres(_)) {
+        return Err(format!("Peer {:?} has no sequences; set sequences to Ignore.", spec.destination.peer));
+    }
     let Wanted { tables, soft_delete, synced_at_column } = wanted(spec, &destination);
     distinct(&tables)?;
     let namespace = mirror.metadata.namespace.clone().unwrap_or_default();
@@ -57,6 +60,7 @@ pub fn brief(
         tables,
         soft_delete,
         synced_at_column,
+        sequences: spec.sequences,
         snapshot,
         replication: spec.replication.clone(),
         pods: spec.pods.clone(),
@@ -109,6 +113,7 @@ pub fn made_from(brief: &Brief, spec: &MirrorSpec) -> bool {
         && brief.soft_delete == soft_delete
         && brief.synced_at_column == synced_at_column
         && brief.publication == spec.source.publication
+        && brief.sequences == spec.sequences
 }
 
 /// What CEL cannot say of a Mirror: comparing all destinations would exceed its cost limit.
@@ -217,6 +222,22 @@ mod tests {
         );
         let key = made.destination.connection().password.as_ref().unwrap();
         assert_eq!((key.secret.as_str(), key.path.to_str()), ("bq", Some("/etc/mirror-operator/destination/password/value")));
+    }
+
+    #[test]
+    fn sequences_are_mirrored_to_postgres_only_and_a_change_of_that_wants_a_resync() {
+        let at = json!({ "host": "h", "database": "d", "user": "u" });
+        let source: Peer = object("Peer", "a", json!({ "roles": ["Source"], "postgres": at }));
+        let to = |kind: &str| -> Peer { object("Peer", "b", json!({ "roles": ["Destination"], kind: at })) };
+        let mirror = |sequences| -> Mirror {
+            let spec = json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.t" }], "sequences": sequences });
+            object("Mirror", "m", spec)
+        };
+        let (with, without) = (mirror("Sync"), mirror("Ignore"));
+        let made = brief(&with, None, 1, Some(&source), Some(&to("postgres"))).unwrap();
+        assert!(made_from(&made, &with.spec) && !made_from(&made, &without.spec));
+        assert!(brief(&with, None, 1, Some(&source), Some(&to("clickhouse"))).unwrap_err().contains("has no sequences"));
+        assert!(brief(&without, None, 1, Some(&source), Some(&to("clickhouse"))).is_ok());
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod http;
 mod loops;
 pub mod prepare;
 mod retire;
+mod sequences;
 
 use std::time::Duration;
 
@@ -181,7 +182,7 @@ async fn look_at_slot(brief: &Brief, source: &mut Option<tokio_postgres::Client>
     slot::refuse_lost(source.insert(client), brief).await
 }
 
-/// Applies changes, and drops the old tables when their time is over.
+/// Applies changes, drops the old tables when their time is over, and keeps sequences where the source's are.
 async fn stream(brief: &Brief, destination: &dyn Destination, board: &Board, shutdown: &CancellationToken) -> Result<(), Trouble> {
     board.stage(Stage::Streaming);
     board.refresh(destination).await?;
@@ -191,5 +192,6 @@ async fn stream(brief: &Brief, destination: &dyn Destination, board: &Board, shu
     tokio::select! {
         ended = changes::stream(brief, destination, board, shutdown) => ended,
         never = retire::when_due(brief, destination, swap.as_ref()) => match never {},
+        never = sequences::follow(brief, destination) => match never {},
     }
 }

@@ -4,6 +4,7 @@ use std::{future::Future, time::Duration};
 
 use super::{board::Board, hold::Hold, loops};
 use crate::{
+    api::mirror::Sequences,
     brief::Brief,
     destination::{self, Boundary, Destination},
     postgres::connect,
@@ -12,7 +13,7 @@ use crate::{
         Error,
         catalog::{self, Catalog},
         partition::{self, Sizes},
-        preflight, slot,
+        preflight, sequence, slot,
         snapshot::{self, Holder},
     },
     trouble::{Trouble, together},
@@ -30,6 +31,11 @@ pub async fn check(brief: &Brief, destination: &dyn Destination) -> Result<(), T
     problems.extend(preflight::check(&client, brief, &tables).await?);
     problems.extend(of_tables);
     problems.extend(destination.preflight(&tables).await?);
+    if brief.sequences == Sequences::Sync {
+        let sequences = sequence::read(&client, &tables).await?;
+        problems.extend(sequence::problems(brief, &sequences));
+        problems.extend(destination.sequence_problems(&sequences).await?);
+    }
     Ok(refuse(problems)?)
 }
 

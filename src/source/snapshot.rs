@@ -187,6 +187,7 @@ mod tests {
             snapshot: mirror::Snapshot::default(),
             replication: mirror::Replication::default(),
             pods: Default::default(),
+            sequences: Default::default(),
             carry: resync::Carry::default(),
             old_snapshot_wait_millis: 0,
             on_old_snapshot: resync::OnOldSnapshot::Proceed,

@@ -101,6 +101,7 @@ pub fn brief(uid: &str, epoch: u32, source: Connection, destination: Destination
         snapshot: mirror::Snapshot::default(),
         replication: mirror::Replication::default(),
         pods: Default::default(),
+        sequences: Default::default(),
         carry: resync::Carry::default(),
         old_snapshot_wait_millis: 2_000,
         on_old_snapshot: resync::OnOldSnapshot::Proceed,

@@ -173,3 +173,25 @@ async fn deletion_policy_drop_removes_the_tables_and_retain_keeps_them() {
     assert_eq!(world.tables("public").await, ["kept"]);
     world.end().await;
 }
+
+#[tokio::test]
+async fn sequences_follow_so_that_the_destination_can_be_written_to() {
+    let world = World::new("sequences").await;
+    let sql = "CREATE TABLE t (id bigserial PRIMARY KEY, v text); INSERT INTO t (v) SELECT 'x' FROM generate_series(1, 100)";
+    world.source.batch_execute(sql).await.unwrap();
+    world.apply(world.mirror("m", &["public.t"], json!({ "sequences": "Sync" }))).await.unwrap();
+    world.ready("m").await;
+    world.apply(world.resync("again", "m", json!({}))).await.unwrap();
+    world.phase("again", Phase::Running).await;
+    world.source.batch_execute("INSERT INTO t (v) VALUES ('later')").await.unwrap();
+    world.equal("t", "id, v").await;
+    until("the sequence follows", LIMIT, || async {
+        let row = world.destination.query_one("SELECT last_value FROM t_id_seq", &[]).await.map_err(|e| e.to_string())?;
+        let last: i64 = row.get(0);
+        if last == 101 { Ok(()) } else { Err(format!("{last}")) }
+    })
+    .await;
+    let row = world.destination.query_one("INSERT INTO t (v) VALUES ('ours') RETURNING id", &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 102);
+    world.end().await;
+}

@@ -73,6 +73,7 @@ impl Fixture {
             snapshot: mirror::Snapshot::default(),
             replication: mirror::Replication::default(),
             pods: Default::default(),
+            sequences: Default::default(),
             carry: resync::Carry::default(),
             old_snapshot_wait_millis: 1_000,
             on_old_snapshot: resync::OnOldSnapshot::Proceed,

@@ -15,3 +15,4 @@ mod holders;
 mod load;
 mod memory;
 mod rehearsal;
+mod sequences;
