@@ -55,6 +55,8 @@ impl Epoch {
             replication: Default::default(),
             pods: Default::default(),
             sequences: Default::default(),
+            mode: Default::default(),
+            load: true,
             carry: Default::default(),
             old_snapshot_wait_millis: 0,
             on_old_snapshot: OnOldSnapshot::Proceed,

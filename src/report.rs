@@ -42,6 +42,8 @@ pub enum Stage {
     Loaded,
     /// The tables bear their live names and changes are applied.
     Streaming,
+    /// The tables bear their live names and no changes follow. The pod is of no more use.
+    Done,
     /// A newer epoch has begun: this pod does nothing more.
     Superseded,
 }

@@ -35,6 +35,7 @@ use super::{
     validation = Rule::new("self.source.peer == oldSelf.source.peer").message("source.peer cannot be changed: make a new Mirror"),
     validation = Rule::new("self.destination.peer == oldSelf.destination.peer").message("destination.peer cannot be changed: make a new Mirror"),
     validation = Rule::new("self.source.peer != self.destination.peer").message("source and destination must be different Peers"),
+    validation = Rule::new("self.mode != 'SnapshotOnly' || self.initialLoad").message("mode SnapshotOnly with initialLoad false would bring nothing"),
     validation = Rule::new("!self.softDelete.enabled || self.softDelete.column != self.syncedAtColumn").message("softDelete.column and syncedAtColumn must differ")
 )]
 pub struct MirrorSpec {
@@ -52,6 +53,13 @@ pub struct MirrorSpec {
     #[serde(default = "default_synced_at")]
     #[schemars(length(max = 63))]
     pub synced_at_column: String,
+    /// Whether changes follow the load.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Whether the first epoch loads the rows that are there. Without it the tables begin empty and get what is changed from then on. A resync loads all rows
+    /// in any case.
+    #[serde(default = "default_initial_load")]
+    pub initial_load: bool,
     /// What becomes of the sequences that mirrored columns own, if the destination is PostgreSQL.
     #[serde(default)]
     pub sequences: Sequences,
@@ -155,6 +163,16 @@ pub struct SoftDelete {
     pub column: String,
 }
 
+/// Whether changes follow the load.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Mode {
+    /// The tables are loaded, then changes are streamed.
+    #[default]
+    Continuous,
+    /// The tables are loaded once: no slot, publication or pipeline stays. A resync loads them again.
+    SnapshotOnly,
+}
+
 /// What becomes of the sequences that mirrored columns own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Sequences {
@@ -243,6 +261,8 @@ pub enum MirrorPhase {
     Running,
     /// Suspended by the spec.
     Paused,
+    /// Loaded, with no changes to follow: mode SnapshotOnly.
+    Loaded,
     /// It needs a resync or a cure; the condition `Ready` says which.
     Failed,
     /// The slot and workloads are being removed.
@@ -365,6 +385,10 @@ pub struct PastResync {
     /// Bytes loaded.
     #[serde(default)]
     pub bytes: i64,
+}
+
+fn default_initial_load() -> bool {
+    true
 }
 
 fn default_synced_at() -> String {

@@ -162,7 +162,7 @@ pub enum Phase {
     Failed,
     /// It was cancelled before the swap. An end.
     Cancelled,
-    /// A dry run found nothing in the way. An end.
+    /// A dry run found nothing in the way; or the tables are swapped and no changes follow, as the Mirror's mode is SnapshotOnly. An end.
     Succeeded,
 }
 

@@ -44,6 +44,7 @@ pub fn brief(
         snapshot.max_bytes_per_second = overrides.max_bytes_per_second.clone().or(snapshot.max_bytes_per_second);
         snapshot.resources = overrides.resources.clone().unwrap_or(snapshot.resources);
     }
+    let previous_epoch = mirror.status.as_ref().map_or(0, |s| s.live_epoch);
     let millis = |span: &crate::api::quantity::Span| u64::try_from(span.get().as_millis()).unwrap_or(u64::MAX);
     Ok(Brief {
         pipeline_url: format!("http://{}.{namespace}.svc:{PORT}", name::pipeline(&mirror_name, epoch)),
@@ -51,7 +52,7 @@ pub fn brief(
         mirror: mirror_name,
         mirror_uid: mirror.metadata.uid.clone().unwrap_or_default(),
         epoch,
-        previous_epoch: mirror.status.as_ref().map_or(0, |s| s.live_epoch),
+        previous_epoch,
         resync: resync.and_then(|r| r.metadata.name.clone()).unwrap_or_default(),
         resync_uid: resync.and_then(|r| r.metadata.uid.clone()).unwrap_or_default(),
         source,
@@ -60,6 +61,9 @@ pub fn brief(
         tables,
         soft_delete,
         synced_at_column,
+        mode: spec.mode,
+        // A resync that loaded nothing would take every row for one that the source has lost.
+        load: spec.initial_load || previous_epoch > 0,
         sequences: spec.sequences,
         snapshot,
         replication: spec.replication.clone(),
@@ -114,6 +118,7 @@ pub fn made_from(brief: &Brief, spec: &MirrorSpec) -> bool {
         && brief.synced_at_column == synced_at_column
         && brief.publication == spec.source.publication
         && brief.sequences == spec.sequences
+        && brief.mode == spec.mode
 }
 
 /// What CEL cannot say of a Mirror: comparing all destinations would exceed its cost limit.
@@ -222,6 +227,21 @@ mod tests {
         );
         let key = made.destination.connection().password.as_ref().unwrap();
         assert_eq!((key.secret.as_str(), key.path.to_str()), ("bq", Some("/etc/mirror-operator/destination/password/value")));
+    }
+
+    #[test]
+    fn a_mirror_without_an_initial_load_begins_empty_and_its_resyncs_load() {
+        let at = json!({ "host": "h", "database": "d", "user": "u" });
+        let peer = |name: &str, role: &str| -> Peer { object("Peer", name, json!({ "roles": [role], "postgres": at })) };
+        let spec = json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.t" }] });
+        let mut mirror: Mirror = object("Mirror", "m", spec);
+        let loads = |mirror: &Mirror| brief(mirror, None, 2, Some(&peer("a", "Source")), Some(&peer("b", "Destination"))).unwrap().load;
+        assert!(loads(&mirror));
+        mirror.spec.initial_load = false;
+        mirror.status = Some(crate::api::MirrorStatus { epoch: 2, ..Default::default() });
+        assert!(!loads(&mirror), "also when the first try has failed");
+        mirror.status = Some(crate::api::MirrorStatus { epoch: 2, live_epoch: 1, ..Default::default() });
+        assert!(loads(&mirror));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::{
     api::{
         Mirror, MirrorStatus,
         condition::{self, Verdict},
-        mirror::{ActiveResync, MirrorPhase, OnSlotLost, PastResync, TableStatus},
+        mirror::{ActiveResync, MirrorPhase, Mode, OnSlotLost, PastResync, TableStatus},
         resync::{Outcome, Phase},
     },
     brief::Brief,
@@ -60,8 +60,11 @@ pub fn plan(mirror: &Mirror, seen: &Observed, now: Timestamp) -> Plan {
     pass.choose(&mut status, &mut effects);
     pass.keep_pipelines(&status, &mut effects);
     pass.describe(&mut status, &mut effects);
-    let next_look =
-        if status.phase == MirrorPhase::Running || status.active_resync.is_some() { USUAL } else { SOON.max(Duration::from_secs(1)) };
+    let next_look = if matches!(status.phase, MirrorPhase::Running | MirrorPhase::Loaded) || status.active_resync.is_some() {
+        USUAL
+    } else {
+        SOON.max(Duration::from_secs(1))
+    };
     Plan { effects, status, next_look: Some(next_look) }
 }
 
@@ -136,7 +139,7 @@ impl Pass<'_> {
             return;
         };
         let outcome = match resync.phase {
-            Phase::Running => Outcome::Succeeded,
+            Phase::Running | Phase::Succeeded => Outcome::Succeeded,
             Phase::Failed => Outcome::Failed,
             Phase::Cancelled => Outcome::Cancelled,
             _ => return,
@@ -149,7 +152,7 @@ impl Pass<'_> {
             status.stream_dropped = false;
             status.tables.clear();
         } else {
-            status.stream_dropped |= resync.old_pipeline_dropped && status.live_epoch > 0;
+            status.stream_dropped |= resync.old_pipeline_dropped && status.live_epoch > 0 && !self.rests(status);
             // Beside the live epoch's brief the newest one is enough to remove whatever is left of any.
             let earlier = active.epoch.saturating_sub(1);
             effects.extend((resync.epoch.is_some() && earlier > status.live_epoch).then_some(Effect::DeleteBrief { epoch: earlier }));
@@ -216,7 +219,8 @@ impl Pass<'_> {
 
     /// Failed resyncs are tried again with patience.
     fn patience_is_over(&self) -> bool {
-        let failed: Vec<&ResyncFacts> = self.seen.resyncs.iter().rev().take_while(|r| r.phase != Phase::Running).collect();
+        let failed: Vec<&ResyncFacts> =
+            self.seen.resyncs.iter().rev().take_while(|r| !matches!(r.phase, Phase::Running | Phase::Succeeded)).collect();
         let Some(last) = failed.iter().filter_map(|r| r.ended.as_ref()).map(|t| t.0).max() else { return true };
         let pause = RETRY.saturating_mul(1 << failed.len().saturating_sub(1).min(6));
         Duration::try_from(self.now.duration_since(last)).unwrap_or_default() >= pause
@@ -235,7 +239,7 @@ impl Pass<'_> {
         if status.active_resync.is_some() || before.is_some_and(|s| s.active_resync.is_some()) {
             return;
         }
-        let wanted = (status.live_epoch > 0 && !status.stream_dropped).then_some(status.live_epoch);
+        let wanted = (status.live_epoch > 0 && !status.stream_dropped && !self.rests(status)).then_some(status.live_epoch);
         for (epoch, _) in &self.seen.pipelines {
             if Some(*epoch) != wanted {
                 effects.push(Effect::DeletePipeline { epoch: *epoch });
@@ -245,6 +249,12 @@ impl Pass<'_> {
             let replicas = i32::from(!self.mirror.spec.suspend);
             effects.push(Effect::EnsurePipeline { brief: self.with_pods_of_now(brief), image: self.seen.image.clone(), replicas });
         }
+    }
+
+    /// Whether the live tables were loaded to stay as they are.
+    fn rests(&self, status: &MirrorStatus) -> bool {
+        let live = self.seen.brief.as_ref().and_then(|b| b.as_ref().ok()).filter(|b| b.epoch == status.live_epoch);
+        live.is_some_and(|brief| brief.mode == Mode::SnapshotOnly)
     }
 
     /// What a pod asks for and where it runs changes no data: the spec of now says it, so that a pod that lacks memory needs no resync to get it.
@@ -292,7 +302,10 @@ impl Pass<'_> {
 
     /// Health from progress, not from pods: connected, slot alive, every table applied.
     fn health(&self, status: &MirrorStatus) -> (MirrorPhase, Verdict, &'static str, String) {
-        use MirrorPhase::{Failed, Paused, Running};
+        use MirrorPhase::{Failed, Loaded, Paused, Running};
+        if self.rests(status) {
+            return (Loaded, Verdict::True, "Loaded", "Loaded; no changes follow, as spec.mode said. A MirrorResync loads again.".into());
+        }
         if status.stream_dropped {
             let words = "A resync dropped the change stream and did not finish: the live tables stand still. Apply a MirrorResync.";
             return (Failed, Verdict::False, "StreamDropped", words.into());
@@ -335,6 +348,9 @@ impl Pass<'_> {
     fn numbers(&self, status: &mut MirrorStatus) {
         status.slot = (status.live_epoch > 0 && !status.stream_dropped)
             .then(|| name::slot(self.name(), self.mirror.metadata.uid.as_deref().unwrap_or_default(), status.live_epoch));
+        if self.rests(status) {
+            (status.slot, status.applied_lsn, status.lag_bytes, status.lag_seconds, status.lag) = (None, None, None, None, None);
+        }
         let Some(report) = self.stream_report(status) else { return };
         if let Some(stream) = &report.stream {
             status.applied_lsn = stream.lag_bytes.map(|_| stream.applied_lsn.to_string());
@@ -362,6 +378,9 @@ impl Pass<'_> {
     }
 
     fn slot(&self, status: &mut MirrorStatus) {
+        if self.rests(status) {
+            return self.set(status, "SlotHealthy", Verdict::True, "NotNeeded", "There is none: no changes follow.");
+        }
         let Some(stream) = self.stream_report(status).and_then(|r| r.stream.clone()) else { return };
         match &stream.slot_lost {
             Some(why) => self.set(status, "SlotHealthy", Verdict::False, "Lost", why),

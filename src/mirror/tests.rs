@@ -352,3 +352,51 @@ fn a_live_pipelines_pod_is_what_the_spec_says_now_and_its_data_what_the_epoch_wa
     assert_eq!((&brief.replication.resources, &brief.pods), (&m.spec.replication.resources, &m.spec.pods));
     assert_eq!((brief.tables[0].source.as_str(), brief.replication.batch_rows), ("public.t", 50_000));
 }
+
+/// A mirror of mode SnapshotOnly whose first epoch is live.
+fn resting() -> (Mirror, Observed) {
+    let (mut m, _) = live();
+    m.spec.mode = crate::api::mirror::Mode::SnapshotOnly;
+    let facts = seen(&m);
+    (m, facts)
+}
+
+#[test]
+fn a_mirror_that_was_loaded_to_stay_so_has_no_pipeline_and_says_so() {
+    let (m, mut facts) = resting();
+    facts.pipelines = vec![(1, 1)];
+    let plan = plan(&m, &facts, now());
+    assert_eq!(plan.effects.iter().filter(|e| !matches!(e, Effect::Say(_))).collect::<Vec<_>>(), [&Effect::DeletePipeline { epoch: 1 }]);
+    assert_eq!((plan.status.phase, said(&plan, "Ready")), (MirrorPhase::Loaded, ("True".into(), "Loaded".into())));
+    assert_eq!((plan.status.slot.as_deref(), said(&plan, "SlotHealthy").1.as_str()), (None, "NotNeeded"));
+    assert_eq!(said(&plan, "SchemaInSync").0, "True");
+}
+
+#[test]
+fn another_mode_takes_effect_with_the_next_resync() {
+    let (mut m, facts) = resting();
+    m.spec.mode = crate::api::mirror::Mode::Continuous;
+    let plan = plan(&m, &facts, now());
+    assert_eq!((plan.status.phase, said(&plan, "ResyncRequired").0.as_str()), (MirrorPhase::Loaded, "True"));
+}
+
+#[test]
+fn a_resync_that_failed_leaves_a_loaded_mirror_as_it_was() {
+    let (mut m, mut facts) = resting();
+    let status = m.status.as_mut().unwrap();
+    (status.epoch, status.active_resync) = (2, Some(crate::api::mirror::ActiveResync { name: "r".into(), uid: "r".into(), epoch: 2 }));
+    facts.resyncs = vec![ResyncFacts { phase: Phase::Failed, epoch: Some(2), old_pipeline_dropped: true, ..waiting("r") }];
+    let plan = plan(&m, &facts, now());
+    assert!(!plan.status.stream_dropped, "there was none");
+    assert_eq!((plan.status.phase, plan.status.live_epoch), (MirrorPhase::Loaded, 1));
+}
+
+#[test]
+fn a_load_that_no_changes_follow_counts_as_a_resync_that_ended_well() {
+    let (mut m, mut facts) = resting();
+    let status = m.status.as_mut().unwrap();
+    (status.epoch, status.active_resync) = (2, Some(crate::api::mirror::ActiveResync { name: "r".into(), uid: "r".into(), epoch: 2 }));
+    facts.resyncs = vec![ResyncFacts { phase: Phase::Succeeded, epoch: Some(2), ..waiting("r") }];
+    let plan = plan(&m, &facts, now());
+    assert_eq!((plan.status.live_epoch, plan.status.active_resync.is_none()), (2, true));
+}

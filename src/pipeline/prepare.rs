@@ -2,9 +2,11 @@
 
 use std::{future::Future, time::Duration};
 
+use tokio_postgres::Client;
+
 use super::{board::Board, hold::Hold, loops};
 use crate::{
-    api::mirror::Sequences,
+    api::mirror::{Mode, Sequences},
     brief::Brief,
     destination::{self, Boundary, Destination},
     postgres::connect,
@@ -12,10 +14,11 @@ use crate::{
     source::{
         Error,
         catalog::{self, Catalog},
-        partition::{self, Sizes},
+        partition::{self, Relation, Sizes},
         preflight, sequence, slot,
         snapshot::{self, Holder},
     },
+    table::TableSchema,
     trouble::{Trouble, together},
 };
 
@@ -47,7 +50,7 @@ pub async fn rehearse(brief: &Brief) -> Result<PlanReport, Failure> {
         let client = connect::connect(&brief.source, &slot::housekeeping(brief)).await?;
         let Catalog { tables, problems } = catalog::read(&client, brief).await?;
         refuse(problems)?;
-        let plan = partition::plan(&catalog::relations(&client, &tables).await?, sizes(brief));
+        let plan = partition::plan(&relations(brief, &client, &tables).await?, sizes(brief));
         Ok::<_, Error>((tables.len(), plan))
     };
     let (tables, plan) = plan.await.map_err(|error| error.failure())?;
@@ -72,21 +75,25 @@ pub async fn prepare(brief: &Brief, destination: &dyn Destination, board: &Board
     slot::create_publication(&client, brief, &before.tables).await?;
     board.waiting("");
 
-    let exported = saying_blockers(brief, board, snapshot::create_slot(brief)).await?;
+    let exported = match brief.mode {
+        Mode::Continuous => saying_blockers(brief, board, snapshot::create_slot(brief)).await?,
+        Mode::SnapshotOnly => saying_blockers(brief, board, snapshot::export_again(brief, 1)).await?,
+    };
     let holder = Holder::import(brief, &exported.name, exported.lsn).await?;
     let boundary = Boundary { generation: 1, lsn: exported.lsn };
     let Catalog { tables, problems } = catalog::read(holder.client(), brief).await?;
     refuse(problems)?;
-    let oids = |tables: &[crate::table::TableSchema]| tables.iter().map(|t| t.source_oid).collect::<Vec<_>>();
+    let oids = |tables: &[TableSchema]| tables.iter().map(|t| t.source_oid).collect::<Vec<_>>();
     if oids(&tables) != oids(&before.tables) {
         // The publication was made for tables that are gone.
         return Err(Error::Passing("a table was replaced while the mirror was being prepared; beginning again".into()).into());
     }
-    let relations = catalog::relations(holder.client(), &tables).await?;
+    let relations = relations(brief, holder.client(), &tables).await?;
     let plan = partition::plan(&relations, sizes(brief));
     tracing::info!(lsn = %boundary.lsn, tables = tables.len(), chunks = plan.chunks.len(), partitions = plan.partitions, "planned");
     destination.create_shadows(boundary, &tables, &plan).await?;
-    hold.keep(exported, holder, boundary.generation);
+    // Without a stream to come the slot, which ends with its session, would only keep the source's log.
+    hold.keep(Some(exported).filter(|_| brief.mode == Mode::Continuous), holder, boundary.generation);
     Ok(())
 }
 
@@ -112,6 +119,11 @@ pub async fn saying_blockers<T>(brief: &Brief, board: &Board, making: impl Futur
             Err(_) => looking = None,
         }
     }
+}
+
+/// What is to be read.
+async fn relations(brief: &Brief, client: &Client, tables: &[TableSchema]) -> Result<Vec<Relation>, Error> {
+    if brief.load { catalog::relations(client, tables).await } else { Ok(vec![]) }
 }
 
 fn sizes(brief: &Brief) -> Sizes {

@@ -376,3 +376,20 @@ fn whatever_decides_or_builds_can_reach_neither_a_client_nor_a_clock() {
         }
     }
 }
+
+#[test]
+fn where_no_changes_follow_a_resync_ends_once_its_pod_is_done() {
+    let mut world = World::new(json!({}));
+    let mut brief = brief();
+    brief.mode = crate::api::mirror::Mode::SnapshotOnly;
+    world.seen.brief = Some(Ok(brief));
+    for _ in 0..50 {
+        world.step();
+    }
+    assert_eq!(world.phase(), Phase::Swap, "the old tables are not dropped yet");
+    world.report(Stage::Done);
+    world.step();
+    assert_eq!(world.phase(), Phase::Succeeded);
+    let status = world.resync.status.as_ref().unwrap();
+    assert_eq!(condition::get(&status.conditions, "Succeeded").map(|c| c.reason.as_str()), Some("Loaded"));
+}

@@ -188,6 +188,8 @@ mod tests {
             replication: mirror::Replication::default(),
             pods: Default::default(),
             sequences: Default::default(),
+            mode: Default::default(),
+            load: true,
             carry: resync::Carry::default(),
             old_snapshot_wait_millis: 0,
             on_old_snapshot: resync::OnOldSnapshot::Proceed,

@@ -102,6 +102,8 @@ pub fn brief(uid: &str, epoch: u32, source: Connection, destination: Destination
         replication: mirror::Replication::default(),
         pods: Default::default(),
         sequences: Default::default(),
+        mode: Default::default(),
+        load: true,
         carry: resync::Carry::default(),
         old_snapshot_wait_millis: 2_000,
         on_old_snapshot: resync::OnOldSnapshot::Proceed,

@@ -54,6 +54,7 @@ async fn a_mirror_that_makes_no_sense_is_refused_and_so_is_another_peer_for_it()
         (mirror(json!({ "tables": [{ "source": "nodot" }] })), "should match"),
         (mirror(json!({ "tables": [{ "source": "a.b" }, { "source": "a.b" }] })), "duplicate"),
         (mirror(json!({ "softDelete": { "column": "x" }, "syncedAtColumn": "x" })), "must differ"),
+        (mirror(json!({ "mode": "SnapshotOnly", "initialLoad": false })), "would bring nothing"),
         (mirror(json!({ "snapshot": { "chunkSize": "much" } })), "should match"),
         (mirror(json!({ "snapshot": { "chunkSize": "0" } })), "should match"),
         (mirror(json!({ "replication": { "batchInterval": "soon" } })), "should match"),

@@ -74,6 +74,8 @@ impl Fixture {
             replication: mirror::Replication::default(),
             pods: Default::default(),
             sequences: Default::default(),
+            mode: Default::default(),
+            load: true,
             carry: resync::Carry::default(),
             old_snapshot_wait_millis: 1_000,
             on_old_snapshot: resync::OnOldSnapshot::Proceed,
