@@ -349,8 +349,10 @@ impl Pass<'_> {
         status.slot = (status.live_epoch > 0 && !status.stream_dropped)
             .then(|| name::slot(self.name(), self.mirror.metadata.uid.as_deref().unwrap_or_default(), status.live_epoch));
         if self.rests(status) {
-            (status.slot, status.applied_lsn, status.lag_bytes, status.lag_seconds, status.lag) = (None, None, None, None, None);
+            (status.slot, status.applied_lsn, status.lag_bytes, status.lag) = (None, None, None, None);
         }
+        // Its age grows by itself: what was true when the stream last spoke is not true now.
+        status.lag_seconds = None;
         let Some(report) = self.stream_report(status) else { return };
         if let Some(stream) = &report.stream {
             status.applied_lsn = stream.lag_bytes.map(|_| stream.applied_lsn.to_string());

@@ -400,3 +400,17 @@ fn a_load_that_no_changes_follow_counts_as_a_resync_that_ended_well() {
     let plan = plan(&m, &facts, now());
     assert_eq!((plan.status.live_epoch, plan.status.active_resync.is_none()), (2, true));
 }
+
+#[test]
+fn the_lag_in_seconds_is_told_only_while_the_stream_tells_it() {
+    let (mut m, mut facts) = live();
+    let mut tells = |seconds: Option<u64>| {
+        facts.report.as_mut().unwrap().stream.as_mut().unwrap().lag_seconds = seconds;
+        let plan = plan(&m, &facts, now());
+        m.status = Some(plan.status.clone());
+        plan.status.lag_seconds
+    };
+    assert_eq!([tells(Some(0)), tells(Some(7)), tells(None), tells(Some(u64::MAX))], [Some(0), Some(7), None, Some(i64::MAX)]);
+    facts.report = None;
+    assert_eq!(plan(&m, &facts, now()).status.lag_seconds, None, "nobody knows how old it is by now");
+}
