@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
-        mirror::{Replication, Snapshot, SoftDelete, Table},
+        mirror::{Mode, Replication, Sequences, Snapshot, SoftDelete, Table},
+        pod::Placement,
         resync::{Carry, OnOldSnapshot},
     },
     destination::{bigquery, clickhouse, snowflake},
@@ -48,10 +49,22 @@ pub struct Brief {
     pub soft_delete: SoftDelete,
     /// Column with the time of a row's last change; empty for none.
     pub synced_at_column: String,
+    /// Whether changes follow the load.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Whether rows are loaded. Otherwise the tables begin empty.
+    #[serde(default = "loads")]
+    pub load: bool,
+    /// Sequences.
+    #[serde(default)]
+    pub sequences: Sequences,
     /// The load.
     pub snapshot: Snapshot,
     /// The change stream.
     pub replication: Replication,
+    /// Where its pods may run.
+    #[serde(default)]
+    pub pods: Placement,
     /// What is carried.
     pub carry: Carry,
     /// Milliseconds that the swap waits for old snapshots at the destination.
@@ -60,6 +73,11 @@ pub struct Brief {
     pub on_old_snapshot: OnOldSnapshot,
     /// Milliseconds that the old tables are kept after the swap.
     pub keep_old_millis: u64,
+}
+
+/// What a brief of an earlier version means.
+fn loads() -> bool {
+    true
 }
 
 /// Where tables are written.

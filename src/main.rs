@@ -50,6 +50,8 @@ enum Command {
         #[arg(long, env = "JOB_COMPLETION_INDEX")]
         partition: u32,
     },
+    /// The Job of a dry run.
+    Plan(Brief),
     /// The swap Job.
     Swap(Brief),
     /// The Job that removes what an unfinished resync has made.
@@ -112,12 +114,17 @@ fn main() -> ExitCode {
             let watch_namespace = watch_namespace.filter(|n| !n.is_empty());
             operator(controller::Settings { watch_namespace, namespace, identity, image, port })
         }
-        Command::Pipeline(told) => data_pod(&told, 2, async |brief| pipeline::run(brief).await.map(|()| None)),
-        Command::Snapshot { brief, partition } => data_pod(&brief, 1, async |brief| snapshot::run(&brief, partition).await.map(|()| None)),
-        Command::Swap(told) => data_pod(&told, 1, async |brief| finish::swap(&brief).await.map(Some)),
-        Command::Cleanup(told) => data_pod(&told, 1, async |brief| finish::cleanup(&brief).await),
+        Command::Pipeline(told) => data_pod(&told, 2, async |brief| pipeline::run(brief).await.map(|()| JobReport::default())),
+        Command::Snapshot { brief, partition } => {
+            data_pod(&brief, 1, async |brief| snapshot::run(&brief, partition).await.map(|()| JobReport::default()))
+        }
+        Command::Plan(told) => data_pod(&told, 1, async |brief| {
+            pipeline::prepare::rehearse(&brief).await.map(|plan| JobReport { plan: Some(plan), ..JobReport::default() })
+        }),
+        Command::Swap(told) => data_pod(&told, 1, async |brief| finish::swap(&brief).await.map(|swap| swapped(Some(swap)))),
+        Command::Cleanup(told) => data_pod(&told, 1, async |brief| finish::cleanup(&brief).await.map(swapped)),
         Command::Forget { brief, drop_tables } => {
-            data_pod(&brief, 1, async |brief| finish::forget(&brief, drop_tables).await.map(|()| None))
+            data_pod(&brief, 1, async |brief| finish::forget(&brief, drop_tables).await.map(|()| JobReport::default()))
         }
         Command::Check { peer, roles, result } => check_peer(&peer, &roles, &result),
         Command::Crds { check, root } => crds(check, &root),
@@ -183,21 +190,23 @@ fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
     .build()
 }
 
+fn swapped(swapped: Option<SwapReport>) -> JobReport {
+    JobReport { swapped, ..JobReport::default() }
+}
+
 /// Runs a data pod: reads the brief, does the work, leaves a [`JobReport`] and an exit code that says whether trying again is of use.
-fn data_pod(told: &Brief, threads: usize, work: impl AsyncFnOnce(brief::Brief) -> Result<Option<SwapReport>, Failure>) -> ExitCode {
+fn data_pod(told: &Brief, threads: usize, work: impl AsyncFnOnce(brief::Brief) -> Result<JobReport, Failure>) -> ExitCode {
     let outcome = read_brief(&told.brief).and_then(|brief| {
         let runtime = runtime(threads);
         let runtime = runtime.map_err(|e| Failure { reason: "NoRuntime".into(), message: e.to_string(), permanent: false })?;
         runtime.block_on(until_told(work(brief)))
     });
-    let (swapped, failure) = match outcome {
-        Ok(swapped) => (swapped, None),
-        Err(failure) => (None, Some(failure)),
-    };
+    let report = outcome.unwrap_or_else(|failure| JobReport { failure: Some(failure), ..JobReport::default() });
+    let failure = report.failure.clone();
     if let Some(failure) = &failure {
         tracing::error!(reason = failure.reason, permanent = failure.permanent, "{}", failure.message);
     }
-    leave(&told.result, JobReport { failure: failure.clone(), swapped });
+    leave(&told.result, report);
     match failure {
         None => ExitCode::SUCCESS,
         Some(Failure { permanent: true, .. }) => ExitCode::from(EXIT_PERMANENT),

@@ -42,6 +42,8 @@ pub enum Stage {
     Loaded,
     /// The tables bear their live names and changes are applied.
     Streaming,
+    /// The tables bear their live names and no changes follow. The pod is of no more use.
+    Done,
     /// A newer epoch has begun: this pod does nothing more.
     Superseded,
 }
@@ -102,6 +104,8 @@ pub struct Stream {
     pub applied_lsn: Lsn,
     /// The source's end of WAL minus the checkpoint, both read at the same time; `None` until both are known.
     pub lag_bytes: Option<i64>,
+    /// Seconds since the commit of the oldest change that was received and is not applied; 0 if there is none; `None` if nobody listens.
+    pub lag_seconds: Option<u64>,
     /// Seconds since the checkpoint last moved or the stream was last seen caught up.
     pub idle_seconds: u64,
     /// Whether a connection to the slot is open.
@@ -160,6 +164,24 @@ pub struct JobReport {
     pub failure: Option<Failure>,
     /// Of swap and cleanup: what the swap did, if it was done.
     pub swapped: Option<SwapReport>,
+    /// Of a dry run: what a resync would load.
+    pub plan: Option<PlanReport>,
+}
+
+/// What a resync would load, from the source's statistics.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PlanReport {
+    /// Tables.
+    pub tables: u32,
+    /// Rows, estimated.
+    pub rows: i64,
+    /// Bytes at the source.
+    pub bytes: i64,
+    /// Units of commit.
+    pub chunks: u32,
+    /// Indexes of the snapshot Job.
+    pub partitions: u32,
 }
 
 /// What a snapshot worker is told by `GET /snapshot` of the pipeline pod.

@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn a_long_result_arrives_whole_at_its_beginning() {
         for unit in ["a", "ü", "\"", "\n", "😀"] {
-            let text = message(JobReport { failure: Some(failure(unit.repeat(5000))), swapped: None });
+            let text = message(JobReport { failure: Some(failure(unit.repeat(5000))), ..JobReport::default() });
             assert!(text.len() <= LIMIT && text.len() > LIMIT / 2, "{unit:?}: {}", text.len());
             let back: JobReport = serde_json::from_str(&text).unwrap();
             assert!(back.failure.unwrap().message.starts_with(unit));
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn a_short_result_is_left_as_it_is() {
-        let report = JobReport { failure: Some(failure("x".into())), swapped: None };
+        let report = JobReport { failure: Some(failure("x".into())), ..JobReport::default() };
         assert_eq!(message(report.clone()), serde_json::to_string(&report).unwrap());
     }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     condition,
+    pod::{Placement, Resources},
     quantity::{Bytes, Span, at_least, bytes, span},
     resync::Outcome,
 };
@@ -23,6 +24,7 @@ use super::{
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch"),
     printcolumn(name = "Tables", type_ = "integer", json_path = ".status.tableCount"),
     printcolumn(name = "Lag", type_ = "string", json_path = ".status.lag"),
+    printcolumn(name = "Seconds", type_ = "integer", json_path = ".status.lagSeconds"),
     printcolumn(name = "Resync", type_ = "string", json_path = ".status.activeResync.name"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
@@ -33,6 +35,7 @@ use super::{
     validation = Rule::new("self.source.peer == oldSelf.source.peer").message("source.peer cannot be changed: make a new Mirror"),
     validation = Rule::new("self.destination.peer == oldSelf.destination.peer").message("destination.peer cannot be changed: make a new Mirror"),
     validation = Rule::new("self.source.peer != self.destination.peer").message("source and destination must be different Peers"),
+    validation = Rule::new("self.mode != 'SnapshotOnly' || self.initialLoad").message("mode SnapshotOnly with initialLoad false would bring nothing"),
     validation = Rule::new("!self.softDelete.enabled || self.softDelete.column != self.syncedAtColumn").message("softDelete.column and syncedAtColumn must differ")
 )]
 pub struct MirrorSpec {
@@ -50,12 +53,25 @@ pub struct MirrorSpec {
     #[serde(default = "default_synced_at")]
     #[schemars(length(max = 63))]
     pub synced_at_column: String,
+    /// Whether changes follow the load.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Whether the first epoch loads the rows that are there. Without it the tables begin empty and get what is changed from then on. A resync loads all rows
+    /// in any case.
+    #[serde(default = "default_initial_load")]
+    pub initial_load: bool,
+    /// What becomes of the sequences that mirrored columns own, if the destination is PostgreSQL.
+    #[serde(default)]
+    pub sequences: Sequences,
     /// The initial load of this mirror and of its resyncs.
     #[serde(default)]
     pub snapshot: Snapshot,
     /// The change stream.
     #[serde(default)]
     pub replication: Replication,
+    /// Where the pods of this mirror may run: the pipeline's at once, which is restarted for it, those of Jobs with the next resync.
+    #[serde(default)]
+    pub pods: Placement,
     /// Stops the change stream while true. The slot stays, and with it the source's WAL.
     #[serde(default)]
     pub suspend: bool,
@@ -147,6 +163,27 @@ pub struct SoftDelete {
     pub column: String,
 }
 
+/// Whether changes follow the load.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Mode {
+    /// The tables are loaded, then changes are streamed.
+    #[default]
+    Continuous,
+    /// The tables are loaded once: no slot, publication or pipeline stays. A resync loads them again.
+    SnapshotOnly,
+}
+
+/// What becomes of the sequences that mirrored columns own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Sequences {
+    /// Nothing: the destination's columns have no defaults.
+    #[default]
+    Ignore,
+    /// The destination gets sequences of the same names, from which the columns draw by default, so that the tables can be written to after a cut-over. They
+    /// are brought to the source's places right before each swap and then every 10 seconds.
+    Sync,
+}
+
 /// The initial load.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -164,9 +201,8 @@ pub struct Snapshot {
     /// a load whose `maxParallelWorkers` is changed reads in proportion.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bytes_per_second: Option<Bytes>,
-    /// Labels of the nodes that may run the pods of this mirror.
-    #[serde(skip_serializing_if = "std::collections::BTreeMap::is_empty")]
-    pub node_selector: std::collections::BTreeMap<String, String>,
+    /// What each worker pod asks for. It needs about three times the memory of the largest row.
+    pub resources: Resources,
 }
 
 /// The change stream.
@@ -178,6 +214,8 @@ pub struct Replication {
     pub batch_rows: u32,
     /// Time after which a batch is written even if it is small.
     pub batch_interval: Span,
+    /// What the pipeline pod asks for. It needs 24 MiB of memory, and four times that of the largest row that is changed. A change restarts the pod.
+    pub resources: Resources,
 }
 
 /// When the operator starts a resync by itself.
@@ -223,6 +261,8 @@ pub enum MirrorPhase {
     Running,
     /// Suspended by the spec.
     Paused,
+    /// Loaded, with no changes to follow: mode SnapshotOnly.
+    Loaded,
     /// It needs a resync or a cure; the condition `Ready` says which.
     Failed,
     /// The slot and workloads are being removed.
@@ -260,6 +300,11 @@ pub struct MirrorStatus {
     /// WAL that the source has written past `appliedLsn`, both read at the same time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag_bytes: Option<i64>,
+    /// Seconds since the commit of the oldest change that was received from the source and is not yet applied at the destination; 0 if there is none, also
+    /// while the first change of a transaction is still on its way, which `lagBytes` shows. By the clocks of source and pipeline pod, looked at once a
+    /// second. Absent while the stream is not connected, unless such a change is known from before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_seconds: Option<i64>,
     /// The lag for people, such as `0 B` or `12 MiB`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<String>,
@@ -342,6 +387,10 @@ pub struct PastResync {
     pub bytes: i64,
 }
 
+fn default_initial_load() -> bool {
+    true
+}
+
 fn default_synced_at() -> String {
     "_PEERDB_SYNCED_AT".into()
 }
@@ -359,13 +408,13 @@ impl Default for Snapshot {
             partition_size: bytes("1Gi"),
             chunk_size: bytes("64Mi"),
             max_bytes_per_second: None,
-            node_selector: Default::default(),
+            resources: Resources::of("20m", "32Mi", "512Mi"),
         }
     }
 }
 
 impl Default for Replication {
     fn default() -> Self {
-        Self { batch_rows: 50_000, batch_interval: span("1s") }
+        Self { batch_rows: 50_000, batch_interval: span("1s"), resources: Resources::of("20m", "64Mi", "512Mi") }
     }
 }

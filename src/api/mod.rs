@@ -5,6 +5,7 @@ pub mod clickhouse;
 pub mod condition;
 pub mod mirror;
 pub mod peer;
+pub mod pod;
 pub mod quantity;
 pub mod resync;
 pub mod snowflake;

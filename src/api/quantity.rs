@@ -23,6 +23,15 @@ pub struct Span {
     span: Duration,
 }
 
+/// An amount of a resource, written as a Kubernetes quantity (`500m`, `2`, `512Mi`) and handed on as it is.
+///
+/// Kubernetes API conventions, "Quantities"; neither negative amounts nor exponents are accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Quantity(String);
+
+/// The pattern of [`Quantity`], enforced by the API server.
+const QUANTITY_PATTERN: &str = r"^[0-9]+(\.[0-9]+)?([numkMGTPE]|[KMGTPE]i)?$";
 /// The pattern of [`Bytes`], enforced by the API server.
 const BYTES_PATTERN: &str = "^[1-9][0-9]*(Ki|Mi|Gi|Ti|k|M|G|T)?$";
 /// The pattern of [`Span`], enforced by the API server.
@@ -106,6 +115,12 @@ impl TryFrom<String> for Span {
     }
 }
 
+impl From<Quantity> for String {
+    fn from(quantity: Quantity) -> String {
+        quantity.0
+    }
+}
+
 impl From<Bytes> for String {
     fn from(size: Bytes) -> String {
         size.text
@@ -127,6 +142,18 @@ impl fmt::Display for Bytes {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
+    }
+}
+
+impl JsonSchema for Quantity {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Quantity".into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": QUANTITY_PATTERN, "maxLength": 20 })
     }
 }
 
@@ -157,6 +184,11 @@ impl JsonSchema for Span {
 /// The rule that a size is not smaller than `least`; CEL knows quantities since Kubernetes 1.29.
 pub(crate) fn at_least(least: &str) -> serde_json::Value {
     serde_json::json!([{ "rule": format!("!quantity(self).isLessThan(quantity('{least}'))"), "message": format!("must be at least {least}") }])
+}
+
+/// Makes a quantity from a literal known to be valid; for defaults.
+pub(crate) fn quantity(text: &'static str) -> Quantity {
+    Quantity(text.into())
 }
 
 /// Makes a size from a literal known to be valid; for defaults.

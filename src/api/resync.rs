@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     condition,
+    pod::Resources,
     quantity::{Bytes, Span, at_least, span},
 };
 
@@ -30,9 +31,10 @@ use super::{
 #[x_kube(
     validation = Rule::new("self.mirror == oldSelf.mirror").message("mirror cannot be changed: make a new MirrorResync"),
     validation = Rule::new("self.handover == oldSelf.handover").message("handover cannot be changed: make a new MirrorResync"),
+    validation = Rule::new("self.dryRun == oldSelf.dryRun").message("dryRun cannot be changed: make a new MirrorResync"),
     validation = Rule::new("self.carry == oldSelf.carry && self.keepOld == oldSelf.keepOld").message("carry and keepOld cannot be changed: make a new MirrorResync"),
     validation = Rule::new("self.swap.oldSnapshotWait == oldSelf.swap.oldSnapshotWait && self.swap.onOldSnapshot == oldSelf.swap.onOldSnapshot").message("swap.oldSnapshotWait and swap.onOldSnapshot cannot be changed: make a new MirrorResync"),
-    validation = Rule::new("(has(self.snapshot) && has(self.snapshot.partitionSize) ? self.snapshot.partitionSize : '') == (has(oldSelf.snapshot) && has(oldSelf.snapshot.partitionSize) ? oldSelf.snapshot.partitionSize : '') && (has(self.snapshot) && has(self.snapshot.chunkSize) ? self.snapshot.chunkSize : '') == (has(oldSelf.snapshot) && has(oldSelf.snapshot.chunkSize) ? oldSelf.snapshot.chunkSize : '') && (has(self.snapshot) && has(self.snapshot.maxBytesPerSecond) ? self.snapshot.maxBytesPerSecond : '') == (has(oldSelf.snapshot) && has(oldSelf.snapshot.maxBytesPerSecond) ? oldSelf.snapshot.maxBytesPerSecond : '')").message("of snapshot only maxParallelWorkers can be changed: make a new MirrorResync"),
+    validation = Rule::new("(has(self.snapshot) && has(self.snapshot.partitionSize) ? self.snapshot.partitionSize : '') == (has(oldSelf.snapshot) && has(oldSelf.snapshot.partitionSize) ? oldSelf.snapshot.partitionSize : '') && (has(self.snapshot) && has(self.snapshot.chunkSize) ? self.snapshot.chunkSize : '') == (has(oldSelf.snapshot) && has(oldSelf.snapshot.chunkSize) ? oldSelf.snapshot.chunkSize : '') && (has(self.snapshot) && has(self.snapshot.maxBytesPerSecond) ? self.snapshot.maxBytesPerSecond : '') == (has(oldSelf.snapshot) && has(oldSelf.snapshot.maxBytesPerSecond) ? oldSelf.snapshot.maxBytesPerSecond : '') && (has(self.snapshot) && has(self.snapshot.resources)) == (has(oldSelf.snapshot) && has(oldSelf.snapshot.resources)) && (!(has(self.snapshot) && has(self.snapshot.resources) && has(oldSelf.snapshot) && has(oldSelf.snapshot.resources)) || self.snapshot.resources == oldSelf.snapshot.resources)").message("of snapshot only maxParallelWorkers can be changed: make a new MirrorResync"),
     validation = Rule::new("!oldSelf.cancel || self.cancel").message("a cancelled resync cannot be taken up again: make a new MirrorResync")
 )]
 pub struct MirrorResyncSpec {
@@ -42,6 +44,10 @@ pub struct MirrorResyncSpec {
     /// How the change stream passes from the old tables to the new ones.
     #[serde(default)]
     pub handover: Handover,
+    /// Looks at everything that could stop a resync, reckons how large it would be, and ends. Nothing is changed at source or destination, and the mirror
+    /// streams on.
+    #[serde(default)]
+    pub dry_run: bool,
     /// Stops the load after the chunks in hand while true.
     #[serde(default)]
     pub suspend: bool,
@@ -133,6 +139,9 @@ pub struct SnapshotOverrides {
     /// See the Mirror's field.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bytes_per_second: Option<Bytes>,
+    /// See the Mirror's field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
 }
 
 /// Where a resync stands.
@@ -153,12 +162,14 @@ pub enum Phase {
     Failed,
     /// It was cancelled before the swap. An end.
     Cancelled,
+    /// A dry run found nothing in the way; or the tables are swapped and no changes follow, as the Mirror's mode is SnapshotOnly. An end.
+    Succeeded,
 }
 
 impl Phase {
     /// Whether nothing happens any more.
     pub fn is_end(self) -> bool {
-        matches!(self, Self::Running | Self::Failed | Self::Cancelled)
+        matches!(self, Self::Running | Self::Failed | Self::Cancelled | Self::Succeeded)
     }
 }
 
@@ -213,6 +224,9 @@ pub struct MirrorResyncStatus {
     /// Rows loaded and estimated in total.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<Amount>,
+    /// What a dry run found that a resync would load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanStatus>,
     /// The change stream's lag after the swap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<String>,
@@ -268,6 +282,22 @@ pub struct Ending {
     /// Since when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
+}
+
+/// What a resync would load, from the source's statistics.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanStatus {
+    /// Tables.
+    pub tables: u32,
+    /// Rows, estimated.
+    pub rows: i64,
+    /// Bytes at the source, without indexes.
+    pub bytes: i64,
+    /// Transactions that would load them.
+    pub chunks: u32,
+    /// Pods that would.
+    pub partitions: u32,
 }
 
 /// Partitions of a load.

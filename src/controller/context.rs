@@ -128,8 +128,10 @@ pub struct Metrics {
     pub status_writes: Family<KindLabels, Counter>,
     /// Writes of any kind, Events too; not the lease.
     pub api_writes: Family<KindLabels, Counter>,
-    /// Lag of each mirror.
+    /// Lag of each mirror in bytes.
     pub lag: Family<ObjectLabels, Gauge>,
+    /// The same in seconds, where it is known.
+    pub lag_seconds: Family<ObjectLabels, Gauge>,
     /// Whether each mirror is Ready.
     pub ready: Family<ObjectLabels, Gauge>,
 }
@@ -175,6 +177,7 @@ impl Context {
         registry.register("status_writes", "Writes of status", self.metrics.status_writes.clone());
         registry.register("api_writes", "Writes to the API server, beside the lease's", self.metrics.api_writes.clone());
         registry.register("mirror_lag_bytes", "WAL written at the source and not applied yet", self.metrics.lag.clone());
+        registry.register("mirror_lag_seconds", "Age of the oldest change received and not applied yet", self.metrics.lag_seconds.clone());
         registry.register("mirror_ready", "1 if the Mirror is Ready", self.metrics.ready.clone());
         registry
     }

@@ -19,7 +19,7 @@ use super::{Context, Error, context::refusal};
 use crate::{
     brief::Brief,
     name,
-    workload::{brief_map, pipeline_service, pipeline_set},
+    workload::{MADE_FROM, brief_map, pipeline_service, pipeline_set},
 };
 
 /// What the operator may own: its own kinds and those that it makes.
@@ -77,16 +77,13 @@ impl Context {
         }
     }
 
-    /// The pipeline of an epoch. Its ConfigMap is left as it is if there is one; its image and replicas are brought up to date.
+    /// The pipeline of an epoch. Its ConfigMap is left as it is if there is one; its pod and replicas are brought up to date.
     pub async fn ensure_pipeline(&self, brief: &Brief, image: &str, replicas: i32, owner: &OwnerReference) -> Result<(), Error> {
         self.create(&brief_map(brief, owner)).await?;
         self.create(&pipeline_service(brief, owner)).await?;
         let wanted = pipeline_set(brief, image, replicas, owner);
         let found: StatefulSet = self.create(&wanted).await?;
-        let spec = found.spec.clone().unwrap_or_default();
-        let runs = spec.template.spec.as_ref().and_then(|p| p.containers.first()).and_then(|c| c.image.clone());
-        if spec.replicas != Some(replicas) || runs.as_deref() != Some(image) {
-            let patch = serde_json::json!({ "spec": { "replicas": replicas, "template": { "spec": { "containers": [{ "name": "main", "image": image }] } } } });
+        if let Some(patch) = pipeline_patch(&found, &wanted) {
             self.wrote::<StatefulSet>();
             let api = self.of::<StatefulSet>(&brief.namespace);
             let patched = api.patch(&wanted.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await;
@@ -133,6 +130,19 @@ impl Context {
     }
 }
 
+/// The patch that makes a StatefulSet the wanted one, if it is another. The template is replaced as a whole: what is no longer wanted goes.
+fn pipeline_patch(found: &StatefulSet, wanted: &StatefulSet) -> Option<serde_json::Value> {
+    let made_from = |set: &StatefulSet| set.annotations().get(MADE_FROM).cloned();
+    let replicas = |set: &StatefulSet| set.spec.as_ref().and_then(|s| s.replicas);
+    if made_from(found) == made_from(wanted) && replicas(found) == replicas(wanted) {
+        return None;
+    }
+    let mut template = serde_json::json!(wanted.spec.as_ref().map(|s| &s.template));
+    template["$patch"] = "replace".into();
+    let annotations = serde_json::json!({ MADE_FROM: made_from(wanted) });
+    Some(serde_json::json!({ "metadata": { "annotations": annotations }, "spec": { "replicas": replicas(wanted), "template": template } }))
+}
+
 /// An owner reference that makes `object` the controller of what bears it.
 pub fn owner<K: Owned>(object: &K) -> OwnerReference {
     object.controller_owner_ref(&()).unwrap_or_default()
@@ -162,7 +172,25 @@ fn standing<K: Owned>(found: &K, wanted: &K) -> Standing {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_pipeline_is_patched_as_a_whole_when_its_image_or_pod_changes_and_left_alone_else() {
+        let made = |made_from: &str, replicas: i32| {
+            let spec = json!({ "replicas": replicas, "serviceName": "s", "selector": {}, "template": { "spec": { "containers": [] } } });
+            let annotations = json!({ MADE_FROM: made_from });
+            serde_json::from_value::<StatefulSet>(json!({ "metadata": { "annotations": annotations }, "spec": spec })).unwrap()
+        };
+        assert_eq!(pipeline_patch(&made("a", 1), &made("a", 1)), None);
+        let patch = pipeline_patch(&made("a", 1), &made("b", 1)).unwrap();
+        assert_eq!(patch["metadata"]["annotations"][MADE_FROM], "b");
+        assert_eq!(patch["spec"]["template"], json!({ "$patch": "replace", "spec": { "containers": [] } }));
+        assert_eq!(pipeline_patch(&made("a", 1), &made("a", 0)).unwrap()["spec"]["replicas"], 0);
+        let before = StatefulSet { spec: made("a", 1).spec, ..StatefulSet::default() };
+        assert!(pipeline_patch(&before, &made("a", 1)).is_some(), "one of an earlier version");
+    }
 
     #[test]
     fn an_object_of_the_wanted_name_is_ours_going_or_foreign() {

@@ -48,6 +48,7 @@ pub async fn reconcile(mirror: Arc<Mirror>, context: Arc<Context>) -> Result<Act
             context.set_finalizer(&current, FINALIZER, false).await?;
             context.forget(&uid);
             context.metrics.lag.remove(&labels_of(&mirror));
+            context.metrics.lag_seconds.remove(&labels_of(&mirror));
             context.metrics.ready.remove(&labels_of(&mirror));
             return Ok(Action::await_change());
         }
@@ -61,6 +62,11 @@ pub async fn reconcile(mirror: Arc<Mirror>, context: Arc<Context>) -> Result<Act
         }
     }
     context.metrics.lag.get_or_create(&labels_of(&mirror)).set(plan.status.lag_bytes.unwrap_or_default());
+    if let Some(seconds) = plan.status.lag_seconds {
+        context.metrics.lag_seconds.get_or_create(&labels_of(&mirror)).set(seconds);
+    } else {
+        context.metrics.lag_seconds.remove(&labels_of(&mirror));
+    }
     context.metrics.ready.get_or_create(&labels_of(&mirror)).set(condition::holds(&plan.status.conditions, "Ready").into());
     write(&current, plan.status, &context).await?;
     context.succeeded(&uid);
@@ -144,6 +150,8 @@ async fn conflict(mirror: &Mirror, context: &Context) -> Result<Option<String>, 
 async fn resyncs_of(mirror: &Mirror, context: &Context) -> Result<Vec<ResyncFacts>, Error> {
     let api: Api<MirrorResync> = Api::namespaced(context.client.clone(), &mirror.namespace().unwrap_or_default());
     let mut list = api.list(&ListParams::default().fields(&format!("spec.mirror={}", mirror.name_any()))).await?.items;
+    // These make no epoch.
+    list.retain(|r| !r.spec.dry_run);
     list.sort_by_key(|r| (r.creation_timestamp(), r.name_any()));
     Ok(list.into_iter().map(|r| facts(r, mirror)).collect())
 }
@@ -227,5 +235,13 @@ async fn write(mirror: &Mirror, status: MirrorStatus, context: &Context) -> Resu
 }
 
 fn without_numbers(status: &MirrorStatus) -> MirrorStatus {
-    MirrorStatus { applied_lsn: None, lag_bytes: None, lag: None, last_progress_time: None, tables: vec![], ..status.clone() }
+    MirrorStatus {
+        applied_lsn: None,
+        lag_bytes: None,
+        lag_seconds: None,
+        lag: None,
+        last_progress_time: None,
+        tables: vec![],
+        ..status.clone()
+    }
 }

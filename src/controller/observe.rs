@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use k8s_openapi::{
     api::{
         batch::v1::Job,
-        core::v1::{Pod, PodStatus},
+        core::v1::{ContainerState, ContainerStatus, Pod, PodStatus},
     },
     jiff::Timestamp,
 };
@@ -73,12 +73,30 @@ fn message(pod: &Pod) -> Option<&str> {
 pub fn trouble(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
     let name = pod.name_any();
+    if starved(status) {
+        let cure = match pod.labels().get("app.kubernetes.io/component").map(String::as_str) {
+            Some("pipeline") => ": raise replication.resources.limits.memory of the Mirror",
+            Some("snapshot") => ": raise snapshot.resources.limits.memory, and apply a new MirrorResync",
+            _ => "",
+        };
+        return Some(format!("Pod {name} was killed because it needs more memory than it may use (OOMKilled){cure}"));
+    }
     if let Some(waiting) = status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref()?.waiting.as_ref())
         && let Some(reason) = waiting.reason.as_deref().filter(|r| !matches!(*r, "ContainerCreating" | "PodInitializing"))
     {
         return Some(format!("Pod {name}: {reason}. {}", waiting.message.clone().unwrap_or_default()));
     }
     unscheduled(status).map(|why| format!("Pod {name} cannot be scheduled: {why}"))
+}
+
+/// Whether the last that is known of a pod is that it went beyond its memory.
+fn starved(status: &PodStatus) -> bool {
+    let ended = |c: &ContainerStatus| {
+        let state = |state: &Option<ContainerState>| state.as_ref().and_then(|s| s.terminated.as_ref()).map(|t| t.reason.clone());
+        let running = c.state.as_ref().is_some_and(|s| s.running.is_some());
+        state(&c.state).or_else(|| state(&c.last_state)).flatten().filter(|_| !running)
+    };
+    status.container_statuses.iter().flatten().filter_map(ended).any(|reason| reason == "OOMKilled")
 }
 
 fn unscheduled(status: &PodStatus) -> Option<String> {
@@ -158,7 +176,9 @@ fn count_indexes(list: &str) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Pod, PodStatus, Pods, count_indexes, decisive};
+    use serde_json::json;
+
+    use super::{Pod, PodStatus, Pods, count_indexes, decisive, trouble};
     use crate::report::{Failure, JobReport};
 
     #[test]
@@ -171,6 +191,23 @@ mod tests {
         assert_eq!(reason(vec![said("Stopped", false), said("ValueRefused", true), said("Away", false)]), Some("ValueRefused".into()));
         assert_eq!(reason(vec![said("Stopped", false), said("Away", false)]), Some("Stopped".into()));
         assert_eq!(reason(vec![]), None);
+    }
+
+    #[test]
+    fn a_pod_that_was_killed_for_its_memory_says_which_limit_to_raise_until_it_runs_again() {
+        let said = |component: &str, state: serde_json::Value| {
+            let container = json!({ "name": "main", "image": "i", "imageID": "i", "ready": false, "restartCount": 1, "state": state,
+                "lastState": { "terminated": { "exitCode": 137, "reason": "OOMKilled" } } });
+            let pod = json!({ "metadata": { "name": "p", "labels": { "app.kubernetes.io/component": component } },
+                "status": { "containerStatuses": [container] } });
+            trouble(&serde_json::from_value(pod).unwrap())
+        };
+        let waiting = json!({ "waiting": { "reason": "CrashLoopBackOff" } });
+        assert!(said("pipeline", waiting.clone()).unwrap().contains("raise replication.resources.limits.memory"));
+        assert!(said("snapshot", waiting).unwrap().contains("raise snapshot.resources.limits.memory"));
+        assert_eq!(said("pipeline", json!({ "running": {} })), None);
+        let failed = json!({ "terminated": { "exitCode": 2, "reason": "Error" } });
+        assert_eq!(said("snapshot", failed), None, "it ended otherwise since");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::{
     api::{Mirror, MirrorResync, MirrorResyncStatus, Peer},
     mirror,
     resync::{Effect, FINALIZER, MirrorFacts, Observed, job_name, plan},
-    workload::{brief_map, cleanup_job, snapshot_job, swap_job},
+    workload::{brief_map, cleanup_job, plan_job, snapshot_job, swap_job},
 };
 
 /// One pass over one MirrorResync: reads, thinks, does, tells.
@@ -80,6 +80,9 @@ async fn observe(resync: &MirrorResync, mirror: Option<&Mirror>, context: &Conte
         live_epoch: mirror_status.live_epoch,
         max_parallel_workers: mirror.spec.snapshot.max_parallel_workers,
     });
+    if resync.spec.dry_run && !status.phase.is_end() {
+        return observe_dry_run(resync, mirror, seen, context).await;
+    }
     let active = mirror_status.active_resync.filter(|a| a.uid == uid);
     let Some(epoch) = status.epoch.or(active.map(|a| a.epoch)).filter(|_| !status.phase.is_end()) else { return Ok(seen) };
     seen.brief = match context.stored_brief(&namespace, &mirror.name_any(), &mirror_uid, epoch).await {
@@ -103,6 +106,17 @@ async fn observe(resync: &MirrorResync, mirror: Option<&Mirror>, context: &Conte
     seen.swap_job = job_facts(swap, "swap", &pods);
     seen.cleanup_job = job_facts(cleanup, "cleanup", &pods);
     seen.report = context.ask_pipeline(&pods, &mirror_uid, epoch).await;
+    Ok(seen)
+}
+
+/// A dry run has no epoch: it looks at what the next one would be.
+async fn observe_dry_run(resync: &MirrorResync, mirror: &Mirror, mut seen: Observed, context: &Context) -> Result<Observed, Error> {
+    let next = mirror.status.as_ref().map_or(0, |s| s.epoch) + 1;
+    let (namespace, name) = (resync.namespace().unwrap_or_default(), job_name(&resync.name_any(), "plan"));
+    seen.brief = Some(fresh_brief(resync, mirror, next, context).await?);
+    let job = context.job(&namespace, &name, &resync.uid().unwrap_or_default()).await?;
+    let pods = context.pods_of_job(&namespace, &name).await?;
+    seen.plan_job = job_facts(job, "plan", &pods);
     Ok(seen)
 }
 
@@ -130,6 +144,12 @@ async fn apply(effect: &Effect, resync: &MirrorResync, mirror: Option<&Mirror>, 
                 context.remove::<Job>(&namespace, &job_name(&name, role), &uid).await?;
             }
         }
+        Effect::EnsurePlanJob { brief, image } => {
+            let (map, job) = plan_job(brief, image, &owner(resync));
+            context.create(&map).await?;
+            context.create(&job).await?;
+        }
+        Effect::DeletePlanJob => context.remove::<Job>(&namespace, &job_name(&name, "plan"), &uid).await?,
         Effect::DeleteCleanupJob => context.remove::<Job>(&namespace, &job_name(&name, "cleanup"), &uid).await?,
         Effect::DeletePipeline { epoch } => {
             if let Some(mirror) = mirror {

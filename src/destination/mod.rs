@@ -16,7 +16,10 @@ use crate::{
     brief::{Brief, DestinationPeer},
     postgres::Lsn,
     report::{Failure, Load, SwapReport, TableReport},
-    source::type_map::{self, SourceType},
+    source::{
+        sequence::Sequence,
+        type_map::{self, SourceType},
+    },
     table::{TableName, TableSchema},
 };
 
@@ -186,6 +189,17 @@ pub trait Destination: Send + Sync {
     /// Does what it can of [`carry`](Self::carry) ahead of it, called by workers at the same time, for tables that are sealed. Nothing, where callers
     /// cannot keep out of each other's way.
     async fn carry_ahead(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// What would keep these sequences from being made here, each with its cure. Changes nothing. Nothing, where there are no sequences.
+    async fn sequence_problems(&self, _sequences: &[Sequence]) -> Result<Vec<Failure>, Error> {
+        Ok(vec![])
+    }
+
+    /// Makes the sequences that are missing, brings them to the source's places, never back, and before the swap lets the shadows' columns draw from them.
+    /// Nothing, where there are no sequences.
+    async fn follow_sequences(&self, _sequences: &[Sequence]) -> Result<(), Error> {
         Ok(())
     }
 

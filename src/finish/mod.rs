@@ -1,11 +1,12 @@
 //! The bodies of the short Jobs that end things: swap, cleanup, forget. Each may run again after it died at any point.
 
 use crate::{
+    api::mirror::Sequences,
     brief::Brief,
     destination::{self, Destination},
     postgres::connect,
     report::{Failure, SwapReport},
-    source::{Error, slot},
+    source::{Error, sequence, slot},
     trouble::Trouble,
 };
 
@@ -35,6 +36,8 @@ pub async fn swap_at(brief: &Brief, destination: &dyn Destination) -> Result<Swa
         None => {
             destination.carry().await?;
             refuse_lost_slot(brief).await?;
+            // Before the swap, so that nobody finds the new tables without; not in its transaction, for what a sequence does is never taken back.
+            follow_sequences(brief, destination).await?;
             destination.swap().await?
         }
     };
@@ -45,6 +48,16 @@ pub async fn swap_at(brief: &Brief, destination: &dyn Destination) -> Result<Swa
         tracing::warn!(%error, "the old tables could not be dropped yet");
     }
     Ok(report)
+}
+
+/// Brings the destination's sequences to where the source's are, if the Mirror wants that.
+pub async fn follow_sequences(brief: &Brief, destination: &dyn Destination) -> Result<(), Trouble> {
+    if brief.sequences == Sequences::Ignore {
+        return Ok(());
+    }
+    let tables: Vec<_> = destination.tables().await?.into_iter().map(|table| table.schema).collect();
+    let sequences = sequence::read(&source(brief).await?, &tables).await?;
+    Ok(destination.follow_sequences(&sequences).await?)
 }
 
 /// Without its slot the new tables would stand still from the first moment. A source that cannot be asked just now says nothing about it.

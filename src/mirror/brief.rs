@@ -3,7 +3,7 @@
 use crate::{
     api::{
         Mirror, MirrorResync, MirrorSpec, Peer,
-        mirror::{SoftDelete, Table},
+        mirror::{Sequences, SoftDelete, Table},
         peer::Role,
     },
     brief::{Brief, DestinationPeer},
@@ -26,6 +26,9 @@ pub fn brief(
     let spec = &mirror.spec;
     let source = known(source, &spec.source.peer, Role::Source, connection)?;
     let destination = known(destination, &spec.destination.peer, Role::Destination, peer::destination)?;
+    if spec.sequences == Sequences::Sync && !matches!(destination, DestinationPeer::Postgres(_)) {
+        return Err(format!("Peer {:?} has no sequences; set sequences to Ignore.", spec.destination.peer));
+    }
     let Wanted { tables, soft_delete, synced_at_column } = wanted(spec, &destination);
     distinct(&tables)?;
     let namespace = mirror.metadata.namespace.clone().unwrap_or_default();
@@ -39,7 +42,9 @@ pub fn brief(
         snapshot.partition_size = overrides.partition_size.clone().unwrap_or(snapshot.partition_size);
         snapshot.chunk_size = overrides.chunk_size.clone().unwrap_or(snapshot.chunk_size);
         snapshot.max_bytes_per_second = overrides.max_bytes_per_second.clone().or(snapshot.max_bytes_per_second);
+        snapshot.resources = overrides.resources.clone().unwrap_or(snapshot.resources);
     }
+    let previous_epoch = mirror.status.as_ref().map_or(0, |s| s.live_epoch);
     let millis = |span: &crate::api::quantity::Span| u64::try_from(span.get().as_millis()).unwrap_or(u64::MAX);
     Ok(Brief {
         pipeline_url: format!("http://{}.{namespace}.svc:{PORT}", name::pipeline(&mirror_name, epoch)),
@@ -47,7 +52,7 @@ pub fn brief(
         mirror: mirror_name,
         mirror_uid: mirror.metadata.uid.clone().unwrap_or_default(),
         epoch,
-        previous_epoch: mirror.status.as_ref().map_or(0, |s| s.live_epoch),
+        previous_epoch,
         resync: resync.and_then(|r| r.metadata.name.clone()).unwrap_or_default(),
         resync_uid: resync.and_then(|r| r.metadata.uid.clone()).unwrap_or_default(),
         source,
@@ -56,8 +61,13 @@ pub fn brief(
         tables,
         soft_delete,
         synced_at_column,
+        mode: spec.mode,
+        // A resync that loaded nothing would take every row for one that the source has lost.
+        load: spec.initial_load || previous_epoch > 0,
+        sequences: spec.sequences,
         snapshot,
         replication: spec.replication.clone(),
+        pods: spec.pods.clone(),
         carry: wanted.carry.clone(),
         old_snapshot_wait_millis: millis(&wanted.swap.old_snapshot_wait),
         on_old_snapshot: wanted.swap.on_old_snapshot,
@@ -107,6 +117,8 @@ pub fn made_from(brief: &Brief, spec: &MirrorSpec) -> bool {
         && brief.soft_delete == soft_delete
         && brief.synced_at_column == synced_at_column
         && brief.publication == spec.source.publication
+        && brief.sequences == spec.sequences
+        && brief.mode == spec.mode
 }
 
 /// What CEL cannot say of a Mirror: comparing all destinations would exceed its cost limit.
@@ -215,6 +227,37 @@ mod tests {
         );
         let key = made.destination.connection().password.as_ref().unwrap();
         assert_eq!((key.secret.as_str(), key.path.to_str()), ("bq", Some("/etc/mirror-operator/destination/password/value")));
+    }
+
+    #[test]
+    fn a_mirror_without_an_initial_load_begins_empty_and_its_resyncs_load() {
+        let at = json!({ "host": "h", "database": "d", "user": "u" });
+        let peer = |name: &str, role: &str| -> Peer { object("Peer", name, json!({ "roles": [role], "postgres": at })) };
+        let spec = json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.t" }] });
+        let mut mirror: Mirror = object("Mirror", "m", spec);
+        let loads = |mirror: &Mirror| brief(mirror, None, 2, Some(&peer("a", "Source")), Some(&peer("b", "Destination"))).unwrap().load;
+        assert!(loads(&mirror));
+        mirror.spec.initial_load = false;
+        mirror.status = Some(crate::api::MirrorStatus { epoch: 2, ..Default::default() });
+        assert!(!loads(&mirror), "also when the first try has failed");
+        mirror.status = Some(crate::api::MirrorStatus { epoch: 2, live_epoch: 1, ..Default::default() });
+        assert!(loads(&mirror));
+    }
+
+    #[test]
+    fn sequences_are_mirrored_to_postgres_only_and_a_change_of_that_wants_a_resync() {
+        let at = json!({ "host": "h", "database": "d", "user": "u" });
+        let source: Peer = object("Peer", "a", json!({ "roles": ["Source"], "postgres": at }));
+        let to = |kind: &str| -> Peer { object("Peer", "b", json!({ "roles": ["Destination"], kind: at })) };
+        let mirror = |sequences| -> Mirror {
+            let spec = json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.t" }], "sequences": sequences });
+            object("Mirror", "m", spec)
+        };
+        let (with, without) = (mirror("Sync"), mirror("Ignore"));
+        let made = brief(&with, None, 1, Some(&source), Some(&to("postgres"))).unwrap();
+        assert!(made_from(&made, &with.spec) && !made_from(&made, &without.spec));
+        assert!(brief(&with, None, 1, Some(&source), Some(&to("clickhouse"))).unwrap_err().contains("has no sequences"));
+        assert!(brief(&without, None, 1, Some(&source), Some(&to("clickhouse"))).is_ok());
     }
 
     #[test]

@@ -9,9 +9,10 @@ use crate::{
     api::{
         Mirror, MirrorStatus,
         condition::{self, Verdict},
-        mirror::{ActiveResync, MirrorPhase, OnSlotLost, PastResync, TableStatus},
+        mirror::{ActiveResync, MirrorPhase, Mode, OnSlotLost, PastResync, TableStatus},
         resync::{Outcome, Phase},
     },
+    brief::Brief,
     name,
     report::{Report, Stage},
     resync::{Notice, human_bytes},
@@ -59,8 +60,11 @@ pub fn plan(mirror: &Mirror, seen: &Observed, now: Timestamp) -> Plan {
     pass.choose(&mut status, &mut effects);
     pass.keep_pipelines(&status, &mut effects);
     pass.describe(&mut status, &mut effects);
-    let next_look =
-        if status.phase == MirrorPhase::Running || status.active_resync.is_some() { USUAL } else { SOON.max(Duration::from_secs(1)) };
+    let next_look = if matches!(status.phase, MirrorPhase::Running | MirrorPhase::Loaded) || status.active_resync.is_some() {
+        USUAL
+    } else {
+        SOON.max(Duration::from_secs(1))
+    };
     Plan { effects, status, next_look: Some(next_look) }
 }
 
@@ -135,7 +139,7 @@ impl Pass<'_> {
             return;
         };
         let outcome = match resync.phase {
-            Phase::Running => Outcome::Succeeded,
+            Phase::Running | Phase::Succeeded => Outcome::Succeeded,
             Phase::Failed => Outcome::Failed,
             Phase::Cancelled => Outcome::Cancelled,
             _ => return,
@@ -148,7 +152,7 @@ impl Pass<'_> {
             status.stream_dropped = false;
             status.tables.clear();
         } else {
-            status.stream_dropped |= resync.old_pipeline_dropped && status.live_epoch > 0;
+            status.stream_dropped |= resync.old_pipeline_dropped && status.live_epoch > 0 && !self.rests(status);
             // Beside the live epoch's brief the newest one is enough to remove whatever is left of any.
             let earlier = active.epoch.saturating_sub(1);
             effects.extend((resync.epoch.is_some() && earlier > status.live_epoch).then_some(Effect::DeleteBrief { epoch: earlier }));
@@ -215,7 +219,8 @@ impl Pass<'_> {
 
     /// Failed resyncs are tried again with patience.
     fn patience_is_over(&self) -> bool {
-        let failed: Vec<&ResyncFacts> = self.seen.resyncs.iter().rev().take_while(|r| r.phase != Phase::Running).collect();
+        let failed: Vec<&ResyncFacts> =
+            self.seen.resyncs.iter().rev().take_while(|r| !matches!(r.phase, Phase::Running | Phase::Succeeded)).collect();
         let Some(last) = failed.iter().filter_map(|r| r.ended.as_ref()).map(|t| t.0).max() else { return true };
         let pause = RETRY.saturating_mul(1 << failed.len().saturating_sub(1).min(6));
         Duration::try_from(self.now.duration_since(last)).unwrap_or_default() >= pause
@@ -234,7 +239,7 @@ impl Pass<'_> {
         if status.active_resync.is_some() || before.is_some_and(|s| s.active_resync.is_some()) {
             return;
         }
-        let wanted = (status.live_epoch > 0 && !status.stream_dropped).then_some(status.live_epoch);
+        let wanted = (status.live_epoch > 0 && !status.stream_dropped && !self.rests(status)).then_some(status.live_epoch);
         for (epoch, _) in &self.seen.pipelines {
             if Some(*epoch) != wanted {
                 effects.push(Effect::DeletePipeline { epoch: *epoch });
@@ -242,8 +247,22 @@ impl Pass<'_> {
         }
         if let (Some(_), Some(Ok(brief))) = (wanted, &self.seen.brief) {
             let replicas = i32::from(!self.mirror.spec.suspend);
-            effects.push(Effect::EnsurePipeline { brief: brief.clone(), image: self.seen.image.clone(), replicas });
+            effects.push(Effect::EnsurePipeline { brief: self.with_pods_of_now(brief), image: self.seen.image.clone(), replicas });
         }
+    }
+
+    /// Whether the live tables were loaded to stay as they are.
+    fn rests(&self, status: &MirrorStatus) -> bool {
+        let live = self.seen.brief.as_ref().and_then(|b| b.as_ref().ok()).filter(|b| b.epoch == status.live_epoch);
+        live.is_some_and(|brief| brief.mode == Mode::SnapshotOnly)
+    }
+
+    /// What a pod asks for and where it runs changes no data: the spec of now says it, so that a pod that lacks memory needs no resync to get it.
+    fn with_pods_of_now(&self, brief: &Brief) -> Box<Brief> {
+        let (spec, mut brief) = (&self.mirror.spec, Box::new(brief.clone()));
+        brief.replication.resources = spec.replication.resources.clone();
+        brief.pods = spec.pods.clone();
+        brief
     }
 
     fn stream_report(&self, status: &MirrorStatus) -> Option<&Report> {
@@ -283,7 +302,10 @@ impl Pass<'_> {
 
     /// Health from progress, not from pods: connected, slot alive, every table applied.
     fn health(&self, status: &MirrorStatus) -> (MirrorPhase, Verdict, &'static str, String) {
-        use MirrorPhase::{Failed, Paused, Running};
+        use MirrorPhase::{Failed, Loaded, Paused, Running};
+        if self.rests(status) {
+            return (Loaded, Verdict::True, "Loaded", "Loaded; no changes follow, as spec.mode said. A MirrorResync loads again.".into());
+        }
         if status.stream_dropped {
             let words = "A resync dropped the change stream and did not finish: the live tables stand still. Apply a MirrorResync.";
             return (Failed, Verdict::False, "StreamDropped", words.into());
@@ -326,10 +348,16 @@ impl Pass<'_> {
     fn numbers(&self, status: &mut MirrorStatus) {
         status.slot = (status.live_epoch > 0 && !status.stream_dropped)
             .then(|| name::slot(self.name(), self.mirror.metadata.uid.as_deref().unwrap_or_default(), status.live_epoch));
+        if self.rests(status) {
+            (status.slot, status.applied_lsn, status.lag_bytes, status.lag) = (None, None, None, None);
+        }
+        // Its age grows by itself: what was true when the stream last spoke is not true now.
+        status.lag_seconds = None;
         let Some(report) = self.stream_report(status) else { return };
         if let Some(stream) = &report.stream {
             status.applied_lsn = stream.lag_bytes.map(|_| stream.applied_lsn.to_string());
             status.lag_bytes = stream.lag_bytes;
+            status.lag_seconds = stream.lag_seconds.map(|seconds| i64::try_from(seconds).unwrap_or(i64::MAX));
             status.lag = stream.lag_bytes.map(human_bytes);
             let idle = k8s_openapi::jiff::SignedDuration::from_secs(i64::try_from(stream.idle_seconds).unwrap_or_default());
             if let Ok(since) = self.now.checked_sub(idle) {
@@ -352,6 +380,9 @@ impl Pass<'_> {
     }
 
     fn slot(&self, status: &mut MirrorStatus) {
+        if self.rests(status) {
+            return self.set(status, "SlotHealthy", Verdict::True, "NotNeeded", "There is none: no changes follow.");
+        }
         let Some(stream) = self.stream_report(status).and_then(|r| r.stream.clone()) else { return };
         match &stream.slot_lost {
             Some(why) => self.set(status, "SlotHealthy", Verdict::False, "Lost", why),
@@ -424,7 +455,9 @@ impl Pass<'_> {
                 words = job.report.as_ref().and_then(|r| r.failure.as_ref()).map_or(words, |f| f.message.clone());
             }
             (Some(job), _) => words = job.report.as_ref().and_then(|r| r.failure.as_ref()).map_or(words, |f| f.message.clone()),
-            (None, Some(Ok(brief))) => effects.push(Effect::EnsureForgetJob { brief: brief.clone(), image: self.seen.image.clone() }),
+            (None, Some(Ok(brief))) => {
+                effects.push(Effect::EnsureForgetJob { brief: self.with_pods_of_now(brief), image: self.seen.image.clone() })
+            }
             (None, Some(Err(why))) => words = why.clone(),
             (None, None) => {}
         }

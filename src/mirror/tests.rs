@@ -340,3 +340,77 @@ fn two_tables_with_one_destination_and_names_too_long_are_refused_by_name() {
     m.spec.tables = serde_json::from_value(json!([{ "source": format!("public.{}", "x".repeat(64)) }])).unwrap();
     assert!(validate(&m).unwrap_err().contains("64 bytes"));
 }
+
+#[test]
+fn a_live_pipelines_pod_is_what_the_spec_says_now_and_its_data_what_the_epoch_was_begun_with() {
+    let (mut m, facts) = live();
+    let spec = json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.u" }],
+        "replication": { "batchRows": 7, "resources": { "limits": { "memory": "2Gi" } } }, "pods": { "nodeSelector": { "disk": "ssd" } } });
+    m.spec = serde_json::from_value(spec).unwrap();
+    let plan = plan(&m, &facts, now());
+    let brief = plan.effects.iter().find_map(|e| if let Effect::EnsurePipeline { brief, .. } = e { Some(brief) } else { None }).unwrap();
+    assert_eq!((&brief.replication.resources, &brief.pods), (&m.spec.replication.resources, &m.spec.pods));
+    assert_eq!((brief.tables[0].source.as_str(), brief.replication.batch_rows), ("public.t", 50_000));
+}
+
+/// A mirror of mode SnapshotOnly whose first epoch is live.
+fn resting() -> (Mirror, Observed) {
+    let (mut m, _) = live();
+    m.spec.mode = crate::api::mirror::Mode::SnapshotOnly;
+    let facts = seen(&m);
+    (m, facts)
+}
+
+#[test]
+fn a_mirror_that_was_loaded_to_stay_so_has_no_pipeline_and_says_so() {
+    let (m, mut facts) = resting();
+    facts.pipelines = vec![(1, 1)];
+    let plan = plan(&m, &facts, now());
+    assert_eq!(plan.effects.iter().filter(|e| !matches!(e, Effect::Say(_))).collect::<Vec<_>>(), [&Effect::DeletePipeline { epoch: 1 }]);
+    assert_eq!((plan.status.phase, said(&plan, "Ready")), (MirrorPhase::Loaded, ("True".into(), "Loaded".into())));
+    assert_eq!((plan.status.slot.as_deref(), said(&plan, "SlotHealthy").1.as_str()), (None, "NotNeeded"));
+    assert_eq!(said(&plan, "SchemaInSync").0, "True");
+}
+
+#[test]
+fn another_mode_takes_effect_with_the_next_resync() {
+    let (mut m, facts) = resting();
+    m.spec.mode = crate::api::mirror::Mode::Continuous;
+    let plan = plan(&m, &facts, now());
+    assert_eq!((plan.status.phase, said(&plan, "ResyncRequired").0.as_str()), (MirrorPhase::Loaded, "True"));
+}
+
+#[test]
+fn a_resync_that_failed_leaves_a_loaded_mirror_as_it_was() {
+    let (mut m, mut facts) = resting();
+    let status = m.status.as_mut().unwrap();
+    (status.epoch, status.active_resync) = (2, Some(crate::api::mirror::ActiveResync { name: "r".into(), uid: "r".into(), epoch: 2 }));
+    facts.resyncs = vec![ResyncFacts { phase: Phase::Failed, epoch: Some(2), old_pipeline_dropped: true, ..waiting("r") }];
+    let plan = plan(&m, &facts, now());
+    assert!(!plan.status.stream_dropped, "there was none");
+    assert_eq!((plan.status.phase, plan.status.live_epoch), (MirrorPhase::Loaded, 1));
+}
+
+#[test]
+fn a_load_that_no_changes_follow_counts_as_a_resync_that_ended_well() {
+    let (mut m, mut facts) = resting();
+    let status = m.status.as_mut().unwrap();
+    (status.epoch, status.active_resync) = (2, Some(crate::api::mirror::ActiveResync { name: "r".into(), uid: "r".into(), epoch: 2 }));
+    facts.resyncs = vec![ResyncFacts { phase: Phase::Succeeded, epoch: Some(2), ..waiting("r") }];
+    let plan = plan(&m, &facts, now());
+    assert_eq!((plan.status.live_epoch, plan.status.active_resync.is_none()), (2, true));
+}
+
+#[test]
+fn the_lag_in_seconds_is_told_only_while_the_stream_tells_it() {
+    let (mut m, mut facts) = live();
+    let mut tells = |seconds: Option<u64>| {
+        facts.report.as_mut().unwrap().stream.as_mut().unwrap().lag_seconds = seconds;
+        let plan = plan(&m, &facts, now());
+        m.status = Some(plan.status.clone());
+        plan.status.lag_seconds
+    };
+    assert_eq!([tells(Some(0)), tells(Some(7)), tells(None), tells(Some(u64::MAX))], [Some(0), Some(7), None, Some(i64::MAX)]);
+    facts.report = None;
+    assert_eq!(plan(&m, &facts, now()).status.lag_seconds, None, "nobody knows how old it is by now");
+}

@@ -33,9 +33,9 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Keeps the first snapshot.
-    pub fn keep(&mut self, exported: Exported, holder: Holder, generation: u32) {
-        *self = Self { holder: Some(holder), slot: Some((exported.session, exported.name)), generation };
+    /// Keeps the first snapshot, and the slot's own session if there is one to keep.
+    pub fn keep(&mut self, exported: Option<Exported>, holder: Holder, generation: u32) {
+        *self = Self { holder: Some(holder), slot: exported.map(|e| (e.session, e.name)), generation };
     }
 
     /// Lets everything go.

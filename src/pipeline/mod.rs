@@ -9,6 +9,7 @@ pub mod http;
 mod loops;
 pub mod prepare;
 mod retire;
+mod sequences;
 
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ pub use board::Board;
 use hold::Hold;
 
 use crate::{
+    api::mirror::Mode,
     brief::Brief,
     destination::{self, Destination, EpochState, Error as DestinationError},
     listen,
@@ -131,7 +133,10 @@ async fn step(
         Some(state) if state.swapped => {
             hold.release();
             board.offer(None);
-            stream(brief, destination, board, shutdown).await
+            match brief.mode {
+                Mode::Continuous => stream(brief, destination, board, shutdown).await,
+                Mode::SnapshotOnly => rest(brief, destination, board, shutdown).await,
+            }
         }
         Some(state) if state.generation == 0 => {
             board.stage(Stage::Preparing);
@@ -181,7 +186,20 @@ async fn look_at_slot(brief: &Brief, source: &mut Option<tokio_postgres::Client>
     slot::refuse_lost(source.insert(client), brief).await
 }
 
-/// Applies changes, and drops the old tables when their time is over.
+/// Nothing follows. Old tables that are to be kept stay until the next swap: this pod does not.
+async fn rest(brief: &Brief, destination: &dyn Destination, board: &Board, shutdown: &CancellationToken) -> Result<(), Trouble> {
+    board.refresh(destination).await?;
+    if brief.keep_old_millis == 0 {
+        destination.drop_retired().await?;
+    }
+    let swap = destination.swapped().await?;
+    board.update(|report| (report.swap, report.stage) = (swap, Stage::Done));
+    board.went_on();
+    shutdown.cancelled().await;
+    Ok(())
+}
+
+/// Applies changes, drops the old tables when their time is over, and keeps sequences where the source's are.
 async fn stream(brief: &Brief, destination: &dyn Destination, board: &Board, shutdown: &CancellationToken) -> Result<(), Trouble> {
     board.stage(Stage::Streaming);
     board.refresh(destination).await?;
@@ -191,5 +209,6 @@ async fn stream(brief: &Brief, destination: &dyn Destination, board: &Board, shu
     tokio::select! {
         ended = changes::stream(brief, destination, board, shutdown) => ended,
         never = retire::when_due(brief, destination, swap.as_ref()) => match never {},
+        never = sequences::follow(brief, destination) => match never {},
     }
 }

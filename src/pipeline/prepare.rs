@@ -2,19 +2,23 @@
 
 use std::{future::Future, time::Duration};
 
+use tokio_postgres::Client;
+
 use super::{board::Board, hold::Hold, loops};
 use crate::{
+    api::mirror::{Mode, Sequences},
     brief::Brief,
-    destination::{Boundary, Destination},
+    destination::{self, Boundary, Destination},
     postgres::connect,
-    report::Failure,
+    report::{Failure, PlanReport},
     source::{
         Error,
         catalog::{self, Catalog},
-        partition::{self, Sizes},
-        preflight, slot,
+        partition::{self, Relation, Sizes},
+        preflight, sequence, slot,
         snapshot::{self, Holder},
     },
+    table::TableSchema,
     trouble::{Trouble, together},
 };
 
@@ -30,7 +34,35 @@ pub async fn check(brief: &Brief, destination: &dyn Destination) -> Result<(), T
     problems.extend(preflight::check(&client, brief, &tables).await?);
     problems.extend(of_tables);
     problems.extend(destination.preflight(&tables).await?);
+    if brief.sequences == Sequences::Sync {
+        let sequences = sequence::read(&client, &tables).await?;
+        problems.extend(sequence::problems(brief, &sequences));
+        problems.extend(destination.sequence_problems(&sequences).await?);
+    }
     Ok(refuse(problems)?)
+}
+
+/// A dry run: [`check`], then how large a load would be. Changes nothing.
+pub async fn rehearse(brief: &Brief) -> Result<PlanReport, Failure> {
+    let destination = destination::open(brief).await.map_err(|error| Trouble::from(error).failure())?;
+    check(brief, &*destination).await.map_err(|trouble| trouble.failure())?;
+    let plan = async {
+        let client = connect::connect(&brief.source, &slot::housekeeping(brief)).await?;
+        let Catalog { tables, problems } = catalog::read(&client, brief).await?;
+        refuse(problems)?;
+        let plan = partition::plan(&relations(brief, &client, &tables).await?, sizes(brief));
+        Ok::<_, Error>((tables.len(), plan))
+    };
+    let (tables, plan) = plan.await.map_err(|error| error.failure())?;
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let amount = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    Ok(PlanReport {
+        tables: count(tables),
+        rows: amount(plan.rows),
+        bytes: amount(plan.bytes),
+        chunks: count(plan.chunks.len()),
+        partitions: plan.partitions,
+    })
 }
 
 /// Makes the slot, its snapshot, the shadows and the plan. Nothing was loaded yet, so whatever an earlier try has left is dropped first.
@@ -43,21 +75,25 @@ pub async fn prepare(brief: &Brief, destination: &dyn Destination, board: &Board
     slot::create_publication(&client, brief, &before.tables).await?;
     board.waiting("");
 
-    let exported = saying_blockers(brief, board, snapshot::create_slot(brief)).await?;
+    let exported = match brief.mode {
+        Mode::Continuous => saying_blockers(brief, board, snapshot::create_slot(brief)).await?,
+        Mode::SnapshotOnly => saying_blockers(brief, board, snapshot::export_again(brief, 1)).await?,
+    };
     let holder = Holder::import(brief, &exported.name, exported.lsn).await?;
     let boundary = Boundary { generation: 1, lsn: exported.lsn };
     let Catalog { tables, problems } = catalog::read(holder.client(), brief).await?;
     refuse(problems)?;
-    let oids = |tables: &[crate::table::TableSchema]| tables.iter().map(|t| t.source_oid).collect::<Vec<_>>();
+    let oids = |tables: &[TableSchema]| tables.iter().map(|t| t.source_oid).collect::<Vec<_>>();
     if oids(&tables) != oids(&before.tables) {
         // The publication was made for tables that are gone.
         return Err(Error::Passing("a table was replaced while the mirror was being prepared; beginning again".into()).into());
     }
-    let relations = catalog::relations(holder.client(), &tables).await?;
+    let relations = relations(brief, holder.client(), &tables).await?;
     let plan = partition::plan(&relations, sizes(brief));
     tracing::info!(lsn = %boundary.lsn, tables = tables.len(), chunks = plan.chunks.len(), partitions = plan.partitions, "planned");
     destination.create_shadows(boundary, &tables, &plan).await?;
-    hold.keep(exported, holder, boundary.generation);
+    // Without a stream to come the slot, which ends with its session, would only keep the source's log.
+    hold.keep(Some(exported).filter(|_| brief.mode == Mode::Continuous), holder, boundary.generation);
     Ok(())
 }
 
@@ -83,6 +119,11 @@ pub async fn saying_blockers<T>(brief: &Brief, board: &Board, making: impl Futur
             Err(_) => looking = None,
         }
     }
+}
+
+/// What is to be read.
+async fn relations(brief: &Brief, client: &Client, tables: &[TableSchema]) -> Result<Vec<Relation>, Error> {
+    if brief.load { catalog::relations(client, tables).await } else { Ok(vec![]) }
 }
 
 fn sizes(brief: &Brief) -> Sizes {

@@ -176,14 +176,17 @@ impl Pass<'_> {
         Plan { effects, status, next_look: Some(SOON) }
     }
 
-    /// Swapped, and changes are streamed.
+    /// Swapped, and changes are streamed, or none follow.
     pub(super) fn end_well(&self, mut status: MirrorResyncStatus, mut effects: Vec<Effect>) -> Plan {
         let millis = self.note_swap(&mut status);
-        let words = "Swapped; the mirror streams changes again.";
-        self.close(&mut status, Phase::Running, Verdict::True, "Running", words);
+        let (phase, reason, words) = match self.rests(&status) {
+            true => (Phase::Succeeded, "Loaded", "Swapped; no changes follow."),
+            false => (Phase::Running, "Running", "Swapped; the mirror streams changes again."),
+        };
+        self.close(&mut status, phase, Verdict::True, reason, words);
         let epoch = status.epoch.unwrap_or_default();
         let said = format!("{words} Epoch {epoch} is live; the tables were swapped within {millis} ms.");
-        effects.push(Effect::Say(Notice::normal("Running", said)));
+        effects.push(Effect::Say(Notice::normal(reason, said)));
         Plan { effects, status, next_look: Some(SOON) }
     }
 
@@ -204,7 +207,7 @@ impl Pass<'_> {
         millis
     }
 
-    fn close(&self, status: &mut MirrorResyncStatus, phase: Phase, verdict: Verdict, reason: &str, message: &str) {
+    pub(super) fn close(&self, status: &mut MirrorResyncStatus, phase: Phase, verdict: Verdict, reason: &str, message: &str) {
         status.phase = phase;
         status.eta = None;
         status.completion_time = Some(Time(self.now));

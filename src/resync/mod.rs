@@ -1,5 +1,6 @@
 //! Decides what a MirrorResync does next. Pure: observed facts in, effects and status out. No client, no clock.
 
+mod dry;
 mod ending;
 mod plan;
 mod status;
@@ -39,6 +40,8 @@ pub struct Observed {
     pub swap_job: Option<JobFacts>,
     /// The cleanup Job.
     pub cleanup_job: Option<JobFacts>,
+    /// The Job of a dry run.
+    pub plan_job: Option<JobFacts>,
     /// The pods of this resync's pipeline, snapshot and swap that may still run.
     pub pods: Vec<String>,
     /// The image of this operator.
@@ -149,6 +152,15 @@ pub enum Effect {
     DeleteJobs,
     /// Removes an ended cleanup Job, so that another can start.
     DeleteCleanupJob,
+    /// The Job of a dry run, and its own copy of the brief.
+    EnsurePlanJob {
+        /// The brief.
+        brief: Box<Brief>,
+        /// The image.
+        image: String,
+    },
+    /// Removes the Job of a dry run.
+    DeletePlanJob,
     /// An Event.
     Say(Notice),
 }

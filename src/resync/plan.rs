@@ -10,6 +10,7 @@ use crate::{
     api::{
         MirrorResync, MirrorResyncStatus,
         condition::{self, Verdict},
+        mirror::Mode,
         resync::{Approval, Phase, Step},
     },
     brief::Brief,
@@ -27,6 +28,9 @@ pub fn plan(resync: &MirrorResync, seen: &Observed, now: Timestamp) -> Plan {
     let pass = Pass { resync, seen, now };
     let mut status = resync.status.clone().unwrap_or_default();
     status.observed_generation = resync.metadata.generation;
+    if resync.spec.dry_run {
+        return pass.rehearse(status);
+    }
     if status.phase.is_end() {
         return pass.rest(status);
     }
@@ -130,6 +134,11 @@ impl Pass<'_> {
     pub(super) fn means(&self, status: &MirrorResyncStatus) -> Option<(Box<Brief>, String)> {
         let brief = self.seen.brief.as_ref()?.as_ref().ok()?;
         Some((brief.clone(), status.image.clone().unwrap_or_else(|| self.seen.image.clone())))
+    }
+
+    /// Whether no changes follow the swap.
+    pub(super) fn rests(&self, status: &MirrorResyncStatus) -> bool {
+        self.means(status).is_some_and(|(brief, _)| brief.mode == Mode::SnapshotOnly)
     }
 
     fn ensure_pipeline(&self, status: &MirrorResyncStatus) -> Option<Effect> {
@@ -306,6 +315,13 @@ impl Pass<'_> {
                 Some(why) => self.news(&mut status, &mut effects, "Retrying", &format!("{why} Trying again.")),
                 None => self.tell(&mut status, &mut effects, "Swap", "Soft-deleted rows are carried over, then the tables are swapped."),
             }
+            return Plan { effects, status, next_look: Some(SOON) };
+        }
+        if self.rests(&status) {
+            if self.seen.report.as_ref().is_some_and(|r| r.stage == Stage::Done) {
+                return self.end_well(status, effects);
+            }
+            self.tell(&mut status, &mut effects, "Swap", "The tables are swapped; the old ones are being dropped.");
             return Plan { effects, status, next_look: Some(SOON) };
         }
         let connected = |r: &Report| r.stage == Stage::Streaming && r.stream.as_ref().is_some_and(|s| s.connected);

@@ -3,6 +3,7 @@
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use serde_json::json;
 
+mod dry;
 mod ends;
 
 use super::*;
@@ -120,6 +121,7 @@ impl World {
             }
             Effect::DeleteCleanupJob => self.seen.cleanup_job = None,
             Effect::DeletePipeline { .. } | Effect::Say(_) => {}
+            Effect::EnsurePlanJob { .. } | Effect::DeletePlanJob => panic!("a dry run's"),
         }
         if !matches!(effect, Effect::Say(_)) {
             let name = format!("{effect:?}");
@@ -373,4 +375,21 @@ fn whatever_decides_or_builds_can_reach_neither_a_client_nor_a_clock() {
             assert!(!source.contains(forbidden), "{} mentions {forbidden}", file.display());
         }
     }
+}
+
+#[test]
+fn where_no_changes_follow_a_resync_ends_once_its_pod_is_done() {
+    let mut world = World::new(json!({}));
+    let mut brief = brief();
+    brief.mode = crate::api::mirror::Mode::SnapshotOnly;
+    world.seen.brief = Some(Ok(brief));
+    for _ in 0..50 {
+        world.step();
+    }
+    assert_eq!(world.phase(), Phase::Swap, "the old tables are not dropped yet");
+    world.report(Stage::Done);
+    world.step();
+    assert_eq!(world.phase(), Phase::Succeeded);
+    let status = world.resync.status.as_ref().unwrap();
+    assert_eq!(condition::get(&status.conditions, "Succeeded").map(|c| c.reason.as_str()), Some("Loaded"));
 }

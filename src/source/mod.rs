@@ -11,6 +11,7 @@ pub mod preflight;
 pub mod present;
 pub mod publication;
 pub mod schema;
+pub mod sequence;
 pub mod slot;
 pub mod snapshot;
 pub mod type_map;

@@ -13,6 +13,8 @@ pub enum Message {
     Begin {
         /// Where its commit record starts.
         final_lsn: Lsn,
+        /// When it committed, in microseconds since 2000-01-01.
+        time: i64,
         /// Its number.
         xid: u32,
     },
@@ -116,11 +118,7 @@ type Decoded<T> = Result<T, DecodeError>;
 pub fn decode(mut bytes: Bytes) -> Decoded<Message> {
     let b = &mut bytes;
     let message = match b.try_get_u8().map_err(|_| SHORT)? {
-        b'B' => {
-            let final_lsn = Lsn(u64(b)?);
-            u64(b)?;
-            Message::Begin { final_lsn, xid: u32(b)? }
-        }
+        b'B' => Message::Begin { final_lsn: Lsn(u64(b)?), time: u64(b)?.cast_signed(), xid: u32(b)? },
         b'C' => {
             u8(b)?;
             u64(b)?;
@@ -285,10 +283,10 @@ mod tests {
     fn encode(message: &Message) -> Bytes {
         let mut out = BytesMut::new();
         match message {
-            Message::Begin { final_lsn, xid } => {
+            Message::Begin { final_lsn, time, xid } => {
                 out.put_u8(b'B');
                 out.put_u64(final_lsn.0);
-                out.put_i64(1);
+                out.put_i64(*time);
                 out.put_u32(*xid);
             }
             Message::Commit { end_lsn, time } => {
@@ -350,7 +348,7 @@ mod tests {
 
     fn message() -> impl Strategy<Value = Message> {
         prop_oneof![
-            (any::<u64>(), any::<u32>()).prop_map(|(lsn, xid)| Message::Begin { final_lsn: Lsn(lsn), xid }),
+            (any::<u64>(), any::<i64>(), any::<u32>()).prop_map(|(lsn, time, xid)| Message::Begin { final_lsn: Lsn(lsn), time, xid }),
             (any::<u64>(), any::<i64>()).prop_map(|(lsn, time)| Message::Commit { end_lsn: Lsn(lsn), time }),
             any_relation(),
             (any::<u32>(), row()).prop_map(|(relation, row)| Message::Insert { relation, row }),

@@ -8,6 +8,7 @@ use super::{
     publication::{self, creation},
 };
 use crate::{
+    api::mirror::Mode,
     brief::Brief,
     name,
     postgres::{Connection, ident, literal},
@@ -106,6 +107,7 @@ pub async fn check(client: &Client, brief: &Brief, tables: &[TableSchema]) -> Re
     let ours = |slot: &str| name::epoch_of_slot(&brief.mirror, &brief.mirror_uid, slot).is_some();
     let mut problems = server_problems(&brief.source, &server, ours);
     match &brief.publication {
+        _ if brief.mode == Mode::SnapshotOnly => {}
         Some(publication) => problems.extend(publication_problems(client, publication, tables).await?),
         None => problems.extend(creation_problems(client, brief, &server, tables).await?),
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{error::failure, type_map::SourceType};
 use crate::{
-    api::mirror::Table,
+    api::mirror::{Mode, Table},
     brief::Brief,
     destination::{column_name, column_type},
     postgres::qualified,
@@ -96,7 +96,11 @@ pub fn build(brief: &Brief, number: u32, wanted: &Table, name: &TableName, facts
     if columns.iter().all(|c| c.generated.is_some()) {
         problems.push(failure("NoColumns", format!("{name} has no column to copy; list it no more, or exclude fewer columns")));
     }
-    let identity = identity(name, facts, &kept, &mut problems);
+    let identity = match brief.mode {
+        Mode::SnapshotOnly if facts.primary_key.is_empty() => Some(Identity::FullRow),
+        Mode::SnapshotOnly => keyed(name, facts, &kept, &facts.primary_key, &mut problems),
+        Mode::Continuous => identity(name, facts, &kept, &mut problems),
+    };
     let destination = wanted.destination.as_deref().map_or(Some(name.clone()), TableName::parse);
     match (problems.is_empty(), identity, destination) {
         (true, Some(identity), Some(destination)) => {

@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 
 use super::Error;
 use crate::{
+    api::mirror::Mode,
     brief::Brief,
     name,
     postgres::{Lsn, ident, qualified},
@@ -121,6 +122,9 @@ pub async fn standing(client: &Client, slot: &str) -> Result<Standing, Error> {
 
 /// Refuses to go on with an epoch whose slot is lost before its tables are live: what has changed since its snapshot cannot be streamed.
 pub async fn refuse_lost(client: &Client, brief: &Brief) -> Result<(), Error> {
+    if brief.mode == Mode::SnapshotOnly {
+        return Ok(());
+    }
     match standing(client, &brief.slot()).await?.lost {
         None => Ok(()),
         Some(cause) => {
@@ -132,7 +136,7 @@ pub async fn refuse_lost(client: &Client, brief: &Brief) -> Result<(), Error> {
 
 /// Makes this epoch's publication anew, of exactly these tables. Must be done before the slot: the stream sees the catalog as of the slot's start.
 pub async fn create_publication(client: &Client, brief: &Brief, tables: &[TableSchema]) -> Result<(), Error> {
-    if brief.publication.is_some() {
+    if brief.publication.is_some() || brief.mode == Mode::SnapshotOnly {
         return Ok(());
     }
     let name = brief.publication();

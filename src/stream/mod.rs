@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +34,8 @@ pub struct Health {
     pub stream: report::Stream,
     /// Why nothing is applied just now, if so. It is tried again.
     pub failure: Option<Failure>,
+    /// When the oldest change committed that was received and is not applied. It outlives a lost connection: the change is still not applied.
+    pub oldest: Option<Timestamp>,
 }
 
 /// Why the change stream ended for good.

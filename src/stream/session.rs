@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
@@ -46,6 +47,8 @@ struct Session<'a> {
     position: Lsn,
     /// Everything before this was read.
     reached: Lsn,
+    /// When the oldest transaction committed of which the batch has something.
+    oldest: Option<Timestamp>,
     checkpoint: Instant,
 }
 
@@ -58,6 +61,7 @@ struct Rule {
 
 struct Transaction {
     final_lsn: Lsn,
+    committed: Timestamp,
     /// Whether the destination has it already.
     applied: bool,
 }
@@ -122,6 +126,7 @@ pub(super) async fn stream(
         transaction: None,
         position: from,
         reached: from,
+        oldest: None,
         checkpoint,
     };
     // What was found before this session began has to be noted in it.
@@ -189,8 +194,9 @@ impl Session<'_> {
 
     async fn message(&mut self, message: Message, size: usize) -> Streamed<()> {
         match message {
-            Message::Begin { final_lsn, .. } => {
-                self.transaction = Some(Transaction { final_lsn, applied: final_lsn < self.applier.position() });
+            Message::Begin { final_lsn, time, .. } => {
+                let (committed, applied) = (time_of(time), final_lsn < self.applier.position());
+                self.transaction = Some(Transaction { final_lsn, committed, applied });
             }
             Message::Commit { end_lsn, .. } => {
                 self.transaction = None;
@@ -229,6 +235,7 @@ impl Session<'_> {
         self.batch.write(&self.schemas, self.applier.as_mut(), self.reached).await?;
         self.applier.commit(self.reached).await?;
         self.batch.committed();
+        self.oldest = None;
         self.checkpoint = Instant::now();
         self.tell();
         Ok(())
@@ -239,9 +246,20 @@ impl Session<'_> {
         self.status.flushed(self.applier.position());
         self.health.send_if_modified(|h| {
             let moved = h.stream.applied_lsn != self.reached;
-            h.stream.applied_lsn = self.reached;
+            (h.stream.applied_lsn, h.oldest) = (self.reached, self.oldest);
             moved
         });
+    }
+
+    /// Something of the transaction was received, and is not applied yet.
+    fn note_received(&mut self) {
+        if self.oldest.is_none() {
+            self.oldest = self.transaction.as_ref().map(|t| t.committed);
+            self.health.send_if_modified(|h| {
+                h.oldest = self.oldest;
+                false
+            });
+        }
     }
 
     fn at(&self) -> Lsn {
@@ -273,6 +291,7 @@ impl Session<'_> {
         let made = self.made();
         let change = sent.read(mapping).ok_or_else(|| StreamError::Nonsense { at, what: format!("a row of {}", schema.source) })?;
         self.batch.push(schema, mapping.key(), change, size, self.applier.as_mut(), made).await?;
+        self.note_received();
         if self.batch.is_large() {
             self.batch.write(&self.schemas, self.applier.as_mut(), at).await?;
         }
@@ -302,6 +321,7 @@ impl Session<'_> {
             return Ok(());
         }
         let (at, position) = (self.at(), self.made());
+        self.note_received();
         self.batch.write(&self.schemas, self.applier.as_mut(), at).await?;
         self.batch.touch();
         for table in emptied.iter().filter_map(|number| self.schemas.get(number)) {
@@ -437,6 +457,12 @@ impl Session<'_> {
         }
         Ok(())
     }
+}
+
+/// A time of the protocol: microseconds since 2000-01-01 (PostgreSQL docs, "Logical Replication Message Formats").
+fn time_of(micros: i64) -> Timestamp {
+    const EPOCH: i64 = 946_684_800_000_000;
+    Timestamp::from_microsecond(micros.saturating_add(EPOCH)).unwrap_or(Timestamp::MAX)
 }
 
 /// A row's change as it was sent.

@@ -1,6 +1,4 @@
-//! The Jobs: snapshot, swap, cleanup, forget, check.
-
-use std::collections::BTreeMap;
+//! The Jobs: plan, snapshot, swap, cleanup, forget, check.
 
 use k8s_openapi::{
     api::{
@@ -8,13 +6,17 @@ use k8s_openapi::{
             Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
             PodFailurePolicyRule,
         },
-        core::v1::EnvVar,
+        core::v1::{ConfigMap, EnvVar},
     },
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 
-use super::pod::{EPOCH_LABEL, MIRROR_LABEL, PodShape, RESYNC_LABEL, labels, template};
+use super::{
+    pipeline::brief_map,
+    pod::{EPOCH_LABEL, MIRROR_LABEL, PodShape, RESYNC_LABEL, labels, template},
+};
 use crate::{
+    api::pod::{Placement, Resources},
     brief::{Brief, DestinationPeer},
     name,
     report::EXIT_PERMANENT,
@@ -51,12 +53,24 @@ fn failure_policy() -> PodFailurePolicy {
     }
 }
 
+/// What the pods of short Jobs ask for: no rows pass through them.
+fn short() -> Resources {
+    Resources::of("20m", "32Mi", "128Mi")
+}
+
 struct Shape<'a> {
     brief: &'a Brief,
     image: &'a str,
     component: &'a str,
     args: Vec<String>,
-    memory: (u32, u32),
+    resources: &'a Resources,
+    /// The ConfigMap with the brief.
+    map: String,
+}
+
+/// The ConfigMap of the brief's epoch.
+fn of_epoch(brief: &Brief) -> String {
+    name::pipeline(&brief.mirror, brief.epoch)
 }
 
 fn brief_job(name: String, shape: Shape<'_>, owner: &OwnerReference) -> Job {
@@ -68,10 +82,10 @@ fn brief_job(name: String, shape: Shape<'_>, owner: &OwnerReference) -> Job {
         image: shape.image,
         args: shape.args,
         env: vec![],
-        brief: Some(name::pipeline(&brief.mirror, brief.epoch)),
+        brief: Some(shape.map),
         connections: vec![&brief.source, brief.destination.connection()],
-        memory: shape.memory,
-        node_selector: brief.snapshot.node_selector.clone(),
+        resources: shape.resources,
+        placement: &brief.pods,
         restart: "Never",
     });
     Job {
@@ -95,7 +109,14 @@ fn brief_job(name: String, shape: Shape<'_>, owner: &OwnerReference) -> Job {
 
 /// The Indexed Job that loads: one index a partition.
 pub fn snapshot_job(brief: &Brief, image: &str, partitions: u32, parallelism: u16, suspended: bool, owner: &OwnerReference) -> Job {
-    let shape = Shape { brief, image, component: "snapshot", args: vec!["snapshot".into()], memory: (32, 512) };
+    let shape = Shape {
+        brief,
+        image,
+        component: "snapshot",
+        args: vec!["snapshot".into()],
+        resources: &brief.snapshot.resources,
+        map: of_epoch(brief),
+    };
     let mut job = brief_job(resync::job_name(&brief.resync, "snapshot"), shape, owner);
     if let Some(spec) = &mut job.spec {
         spec.completion_mode = Some("Indexed".into());
@@ -109,15 +130,31 @@ pub fn snapshot_job(brief: &Brief, image: &str, partitions: u32, parallelism: u1
     job
 }
 
+/// The Job of a dry run, with a copy of the brief of its own: that of the epoch is written when a resync begins it. Its pods count to no epoch.
+pub fn plan_job(brief: &Brief, image: &str, owner: &OwnerReference) -> (ConfigMap, Job) {
+    let map = resync::job_name(&brief.resync, "plan");
+    let shape = Shape { brief, image, component: "plan", args: vec!["plan".into()], resources: &short(), map: map.clone() };
+    let mut job = brief_job(map.clone(), shape, owner);
+    if let Some(spec) = &mut job.spec {
+        // Somebody waits for the answer: it is soon said that there is none.
+        spec.backoff_limit = Some(3);
+        let pod = spec.template.metadata.as_mut().and_then(|m| m.labels.as_mut());
+        pod.into_iter().chain(job.metadata.labels.as_mut()).for_each(|labels| drop(labels.remove(EPOCH_LABEL)));
+    }
+    let mut copy = brief_map(brief, owner);
+    (copy.metadata.name, copy.metadata.labels) = (Some(map), job.metadata.labels.clone());
+    (copy, job)
+}
+
 /// The Job that carries and swaps.
 pub fn swap_job(brief: &Brief, image: &str, owner: &OwnerReference) -> Job {
-    let shape = Shape { brief, image, component: "swap", args: vec!["swap".into()], memory: (32, 128) };
+    let shape = Shape { brief, image, component: "swap", args: vec!["swap".into()], resources: &short(), map: of_epoch(brief) };
     brief_job(resync::job_name(&brief.resync, "swap"), shape, owner)
 }
 
 /// The Job that removes what a resync has made that does not come to its swap.
 pub fn cleanup_job(brief: &Brief, image: &str, owner: &OwnerReference) -> Job {
-    let shape = Shape { brief, image, component: "cleanup", args: vec!["cleanup".into()], memory: (32, 128) };
+    let shape = Shape { brief, image, component: "cleanup", args: vec!["cleanup".into()], resources: &short(), map: of_epoch(brief) };
     let mut job = brief_job(resync::job_name(&brief.resync, "cleanup"), shape, owner);
     if let Some(spec) = &mut job.spec {
         // Fewer tries, so that the pauses stay short: another Job follows as long as there is something to remove.
@@ -132,7 +169,7 @@ pub fn forget_job(brief: &Brief, image: &str, drop_tables: bool, owner: &OwnerRe
     if drop_tables {
         args.push("--drop-tables".into());
     }
-    let shape = Shape { brief, image, component: "forget", args, memory: (32, 128) };
+    let shape = Shape { brief, image, component: "forget", args, resources: &short(), map: of_epoch(brief) };
     brief_job(format!("{}-forget", brief.mirror), shape, owner)
 }
 
@@ -155,8 +192,8 @@ pub fn check_job(
         env: vec![EnvVar { name: "MIRROR_PEER".into(), value: Some(connection_json), ..EnvVar::default() }],
         brief: None,
         connections: vec![connection.connection()],
-        memory: (32, 128),
-        node_selector: BTreeMap::new(),
+        resources: &short(),
+        placement: &Placement::default(),
         restart: "Never",
     });
     Job {

@@ -4,9 +4,92 @@ mod job;
 mod pipeline;
 mod pod;
 
-pub use job::{check_job, cleanup_job, forget_job, snapshot_job, swap_job};
+pub use job::{check_job, cleanup_job, forget_job, plan_job, snapshot_job, swap_job};
 pub use pipeline::{PORT, brief_map, pipeline_service, pipeline_set};
-pub use pod::{EPOCH_LABEL, MIRROR_LABEL, RESYNC_LABEL, labels};
+pub use pod::{EPOCH_LABEL, MADE_FROM, MIRROR_LABEL, RESYNC_LABEL, labels};
 
 /// Who writes these objects, for server-side apply.
 pub const MANAGER: &str = "mirror-operator";
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::{api::core::v1::PodSpec, apimachinery::pkg::apis::meta::v1::OwnerReference};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        api::{Mirror, MirrorResync, Peer},
+        brief::Brief,
+    };
+
+    fn brief(mirror: Value, resync: Value) -> Brief {
+        let peer = |name: &str| {
+            let spec = json!({ "roles": ["Source", "Destination"], "postgres": { "host": name, "database": "d", "user": "u" } });
+            Peer::new(name, serde_json::from_value(spec).unwrap())
+        };
+        let merged = |mut spec: Value, more: Value| {
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            spec
+        };
+        let spec = json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.t" }] });
+        let mirror = Mirror::new("shop", serde_json::from_value(merged(spec, mirror)).unwrap());
+        let resync = MirrorResync::new("again", serde_json::from_value(merged(json!({ "mirror": "shop" }), resync)).unwrap());
+        crate::mirror::brief(&mirror, Some(&resync), 1, Some(&peer("a")), Some(&peer("b"))).unwrap()
+    }
+
+    /// The pods of the pipeline, of the snapshot Job and of the swap Job.
+    fn pods(brief: &Brief) -> [PodSpec; 3] {
+        let owner = OwnerReference::default();
+        let of_job = |job: k8s_openapi::api::batch::v1::Job| job.spec.unwrap().template.spec.unwrap();
+        let pipeline = pipeline_set(brief, "i", 1, &owner).spec.unwrap().template.spec.unwrap();
+        [pipeline, of_job(snapshot_job(brief, "i", 1, 1, false, &owner)), of_job(swap_job(brief, "i", &owner))]
+    }
+
+    fn resources(pod: &PodSpec) -> Value {
+        serde_json::to_value(pod.containers[0].resources.as_ref().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn pods_ask_for_little_unless_the_mirror_or_its_resync_says_more() {
+        let little = |memory: &str, most: &str| json!({ "requests": { "cpu": "20m", "memory": memory }, "limits": { "memory": most } });
+        let [pipeline, worker, swap] = pods(&brief(json!({}), json!({})));
+        assert_eq!([resources(&pipeline), resources(&worker)], [little("64Mi", "512Mi"), little("32Mi", "512Mi")]);
+        assert_eq!(resources(&swap), little("32Mi", "128Mi"));
+
+        let (two, three) = (json!({ "limits": { "cpu": "2" } }), json!({ "requests": { "ephemeral-storage": "3Gi" } }));
+        let mirror = json!({ "replication": { "resources": two }, "snapshot": { "resources": two } });
+        let [pipeline, worker, swap] = pods(&brief(mirror.clone(), json!({})));
+        assert_eq!(
+            [resources(&pipeline), resources(&worker)],
+            [two.clone(), two.clone()],
+            "given resources replace the default as a whole"
+        );
+        assert_eq!(resources(&swap), little("32Mi", "128Mi"));
+        let [pipeline, worker, _] = pods(&brief(mirror, json!({ "snapshot": { "resources": three } })));
+        assert_eq!([resources(&pipeline), resources(&worker)], [two, three]);
+    }
+
+    #[test]
+    fn all_pods_of_a_mirror_run_where_it_says() {
+        let tolerations = json!([{ "key": "db", "value": "x", "effect": "NoExecute", "tolerationSeconds": 9 }, { "operator": "Exists" }]);
+        let brief = brief(json!({ "pods": { "nodeSelector": { "disk": "ssd" }, "tolerations": tolerations } }), json!({}));
+        for pod in pods(&brief) {
+            assert_eq!(pod.node_selector, Some([("disk".to_string(), "ssd".to_string())].into()));
+            let wanted = json!([
+                { "key": "db", "operator": "Equal", "value": "x", "effect": "NoExecute", "tolerationSeconds": 9 },
+                { "operator": "Exists" }
+            ]);
+            assert_eq!(serde_json::to_value(pod.tolerations).unwrap(), wanted);
+        }
+    }
+
+    #[test]
+    fn a_brief_of_an_earlier_version_gets_the_defaults() {
+        let mut stored = serde_json::to_value(brief(json!({}), json!({}))).unwrap();
+        for (part, field) in [("snapshot", "resources"), ("replication", "resources")] {
+            stored[part].as_object_mut().unwrap().remove(field).unwrap();
+        }
+        stored.as_object_mut().unwrap().remove("pods").unwrap();
+        assert_eq!(serde_json::from_value::<Brief>(stored).unwrap(), brief(json!({}), json!({})));
+    }
+}

@@ -13,7 +13,7 @@ use k8s_openapi::{
     },
 };
 
-use super::pod::{EPOCH_LABEL, MIRROR_LABEL, PodShape, RESYNC_LABEL, labels, template};
+use super::pod::{EPOCH_LABEL, MADE_FROM, MIRROR_LABEL, PodShape, RESYNC_LABEL, labels, template};
 use crate::{brief::Brief, name};
 
 /// Where a pipeline pod answers.
@@ -75,8 +75,8 @@ pub fn pipeline_set(brief: &Brief, image: &str, replicas: i32, owner: &OwnerRefe
         env: vec![],
         brief: Some(name::pipeline(&brief.mirror, brief.epoch)),
         connections: vec![&brief.source, brief.destination.connection()],
-        memory: (64, 512),
-        node_selector: brief.snapshot.node_selector.clone(),
+        resources: &brief.replication.resources,
+        placement: &brief.pods,
         restart: "Always",
     });
     if let Some(container) = pod.spec.as_mut().and_then(|s| s.containers.first_mut()) {
@@ -93,8 +93,10 @@ pub fn pipeline_set(brief: &Brief, image: &str, replicas: i32, owner: &OwnerRefe
             ..Probe::default()
         });
     }
+    let made_from = serde_json::json!({ "image": image, "resources": brief.replication.resources, "pods": brief.pods });
+    let annotations = BTreeMap::from([(MADE_FROM.into(), made_from.to_string())]);
     StatefulSet {
-        metadata: metadata(brief, owner),
+        metadata: ObjectMeta { annotations: Some(annotations), ..metadata(brief, owner) },
         spec: Some(StatefulSetSpec {
             replicas: Some(replicas),
             service_name: Some(name::pipeline(&brief.mirror, brief.epoch)),

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, ConfigMapVolumeSource, Container, EnvVar, KeyToPath, PodSecurityContext, PodSpec, PodTemplateSpec,
-        ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+        Capabilities, ConfigMapVolumeSource, Container, EnvVar, KeyToPath, PodSecurityContext, PodSpec, PodTemplateSpec, SeccompProfile,
+        SecretVolumeSource, SecurityContext, Volume, VolumeMount,
     },
-    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use crate::postgres::{Connection, connect::SecretFile};
+use crate::{
+    api::pod::{Placement, Resources},
+    postgres::{Connection, connect::SecretFile},
+};
 
 /// Label with the Mirror's name.
 pub const MIRROR_LABEL: &str = "mirror-operator.io/mirror";
@@ -18,6 +21,9 @@ pub const MIRROR_LABEL: &str = "mirror-operator.io/mirror";
 pub const EPOCH_LABEL: &str = "mirror-operator.io/epoch";
 /// Label with the MirrorResync's name.
 pub const RESYNC_LABEL: &str = "mirror-operator.io/resync";
+
+/// Annotation of a pipeline's StatefulSet with what its pod was made from: the API server writes quantities in its own way, so they cannot be compared.
+pub const MADE_FROM: &str = "mirror-operator.io/made-from";
 
 /// The user and group of all containers; any but root.
 const USER: i64 = 65532;
@@ -46,10 +52,10 @@ pub struct PodShape<'a> {
     pub brief: Option<String>,
     /// Connections whose secrets are mounted.
     pub connections: Vec<&'a Connection>,
-    /// Memory: asked for and allowed, in MiB.
-    pub memory: (u32, u32),
-    /// Labels of nodes.
-    pub node_selector: BTreeMap<String, String>,
+    /// What it asks for.
+    pub resources: &'a Resources,
+    /// Where it may run.
+    pub placement: &'a Placement,
     /// `Always` or `Never`.
     pub restart: &'a str,
 }
@@ -60,18 +66,14 @@ pub fn template(shape: PodShape<'_>) -> PodTemplateSpec {
     let mut env = vec![EnvVar { name: "MIRROR_LOG".into(), value: std::env::var("MIRROR_LOG").ok(), ..EnvVar::default() }];
     env.retain(|v| v.value.is_some());
     env.extend(shape.env);
-    let (asked, allowed) = shape.memory;
+    let Placement { node_selector, tolerations } = shape.placement.clone();
     let container = Container {
         name: "main".into(),
         image: Some(shape.image.into()),
         image_pull_policy: Some("IfNotPresent".into()),
         args: Some(shape.args),
         env: Some(env),
-        resources: Some(ResourceRequirements {
-            requests: Some(BTreeMap::from([("cpu".into(), Quantity("20m".into())), ("memory".into(), Quantity(format!("{asked}Mi")))])),
-            limits: Some(BTreeMap::from([("memory".into(), Quantity(format!("{allowed}Mi")))])),
-            ..ResourceRequirements::default()
-        }),
+        resources: Some(shape.resources.into()),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             read_only_root_filesystem: Some(true),
@@ -91,7 +93,8 @@ pub fn template(shape: PodShape<'_>) -> PodTemplateSpec {
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
             termination_grace_period_seconds: Some(10),
-            node_selector: (!shape.node_selector.is_empty()).then_some(shape.node_selector),
+            node_selector: (!node_selector.is_empty()).then_some(node_selector),
+            tolerations: (!tolerations.is_empty()).then(|| tolerations.iter().map(Into::into).collect()),
             security_context: Some(PodSecurityContext {
                 run_as_non_root: Some(true),
                 run_as_user: Some(USER),

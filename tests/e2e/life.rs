@@ -173,3 +173,69 @@ async fn deletion_policy_drop_removes_the_tables_and_retain_keeps_them() {
     assert_eq!(world.tables("public").await, ["kept"]);
     world.end().await;
 }
+
+#[tokio::test]
+async fn sequences_follow_so_that_the_destination_can_be_written_to() {
+    let world = World::new("sequences").await;
+    let sql = "CREATE TABLE t (id bigserial PRIMARY KEY, v text); INSERT INTO t (v) SELECT 'x' FROM generate_series(1, 100)";
+    world.source.batch_execute(sql).await.unwrap();
+    world.apply(world.mirror("m", &["public.t"], json!({ "sequences": "Sync" }))).await.unwrap();
+    world.ready("m").await;
+    world.apply(world.resync("again", "m", json!({}))).await.unwrap();
+    world.phase("again", Phase::Running).await;
+    world.source.batch_execute("INSERT INTO t (v) VALUES ('later')").await.unwrap();
+    world.equal("t", "id, v").await;
+    until("the sequence follows", LIMIT, || async {
+        let row = world.destination.query_one("SELECT last_value FROM t_id_seq", &[]).await.map_err(|e| e.to_string())?;
+        let last: i64 = row.get(0);
+        if last == 101 { Ok(()) } else { Err(format!("{last}")) }
+    })
+    .await;
+    let row = world.destination.query_one("INSERT INTO t (v) VALUES ('ours') RETURNING id", &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 102);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_mirror_without_an_initial_load_brings_changes_only_until_it_is_resynced() {
+    let world = World::new("no-load").await;
+    world.source.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'before')").await.unwrap();
+    world.apply(world.mirror("m", &["public.t"], json!({ "initialLoad": false }))).await.unwrap();
+    world.ready("m").await;
+    world.source.batch_execute("INSERT INTO t VALUES (2, 'after')").await.unwrap();
+    let ids = "SELECT coalesce(string_agg(id::text, ' ' ORDER BY id), '') FROM t";
+    until("the change is there", LIMIT, || async {
+        let row = world.destination.query_one(ids, &[]).await.map_err(|e| e.to_string())?;
+        let found: String = row.get(0);
+        if found == "2" { Ok(()) } else { Err(found) }
+    })
+    .await;
+    world.apply(world.resync("again", "m", json!({}))).await.unwrap();
+    world.phase("again", Phase::Running).await;
+    world.equal("t", "id, v").await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_mirror_that_loads_once_keeps_no_slot_and_no_pipeline_and_loads_again_with_a_resync() {
+    let world = World::new("once").await;
+    world.source.batch_execute("CREATE TABLE t (id int, v text); INSERT INTO t VALUES (1, 'first')").await.unwrap();
+    world.apply(world.mirror("m", &["public.t"], json!({ "mode": "SnapshotOnly" }))).await.unwrap();
+    let loaded = world.ready("m").await.status.unwrap();
+    assert_eq!((loaded.phase, loaded.slot), (MirrorPhase::Loaded, None));
+    world.phase("m-initial", Phase::Succeeded).await;
+    world.equal("t", "id, v").await;
+    world.source.batch_execute("INSERT INTO t VALUES (2, 'second')").await.unwrap();
+    world.apply(world.resync("again", "m", json!({}))).await.unwrap();
+    world.phase("again", Phase::Succeeded).await;
+    world.equal("t", "id, v").await;
+    world.ready("m").await;
+    until("the pipeline is gone", LIMIT, || async {
+        let pods = world.pods("pipeline").await.len();
+        if pods == 0 { Ok(()) } else { Err(format!("{pods} pods")) }
+    })
+    .await;
+    assert_eq!(world.slots().await, Vec::<String>::new());
+    assert_eq!(world.tables("public").await, ["t"]);
+    world.end().await;
+}

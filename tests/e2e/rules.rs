@@ -54,9 +54,23 @@ async fn a_mirror_that_makes_no_sense_is_refused_and_so_is_another_peer_for_it()
         (mirror(json!({ "tables": [{ "source": "nodot" }] })), "should match"),
         (mirror(json!({ "tables": [{ "source": "a.b" }, { "source": "a.b" }] })), "duplicate"),
         (mirror(json!({ "softDelete": { "column": "x" }, "syncedAtColumn": "x" })), "must differ"),
+        (mirror(json!({ "mode": "SnapshotOnly", "initialLoad": false })), "would bring nothing"),
         (mirror(json!({ "snapshot": { "chunkSize": "much" } })), "should match"),
         (mirror(json!({ "snapshot": { "chunkSize": "0" } })), "should match"),
         (mirror(json!({ "replication": { "batchInterval": "soon" } })), "should match"),
+        (mirror(json!({ "snapshot": { "resources": { "limits": { "memory": "-1Mi" } } } })), "should match"),
+        (
+            mirror(json!({ "snapshot": { "resources": { "requests": { "memory": "2Gi" }, "limits": { "memory": "2000Mi" } } } })),
+            "requests.memory is more than limits.memory",
+        ),
+        (
+            mirror(json!({ "replication": { "resources": { "requests": { "cpu": "2" }, "limits": { "cpu": "1999m" } } } })),
+            "requests.cpu is more than limits.cpu",
+        ),
+        (mirror(json!({ "pods": { "tolerations": [{ "value": "x" }] } })), "without key operator must be Exists"),
+        (mirror(json!({ "pods": { "tolerations": [{ "key": "a", "operator": "Exists", "value": "x" }] } })), "operator Equal"),
+        (mirror(json!({ "pods": { "tolerations": [{ "key": "a", "tolerationSeconds": 5 }] } })), "effect NoExecute"),
+        (mirror(json!({ "pods": { "nodeSelector": { "disk": "no label" } } })), "should match"),
         (world.mirror(&"m".repeat(37), &["public.t"], json!({})), "36 characters"),
         (world.mirror("1m", &["public.t"], json!({})), "begin with a letter"),
         (world.mirror("a.b", &["public.t"], json!({})), "hold no dot"),
@@ -93,11 +107,13 @@ async fn a_resync_is_fixed_but_for_its_parallelism_and_its_approval() {
     world.apply(sized(json!({}))).await.expect("a resync");
     world.apply(sized(json!({ "maxParallelWorkers": 3 }))).await.expect("its parallelism");
     world.apply(with("swap", json!({ "approval": "Manual", "approved": true }))).await.expect("its approval");
-    for more in [json!({ "chunkSize": "2Mi" }), json!({ "partitionSize": "64Mi" }), json!({ "maxBytesPerSecond": "1Mi" })] {
+    let resources = json!({ "resources": { "limits": { "cpu": "2" } } });
+    for more in [json!({ "chunkSize": "2Mi" }), json!({ "partitionSize": "64Mi" }), json!({ "maxBytesPerSecond": "1Mi" }), resources] {
         refused(&world, sized(more), "only maxParallelWorkers can be changed").await;
     }
     let table = [
         (with("carry", json!({ "missing": false })), "carry and keepOld cannot be changed"),
+        (with("dryRun", json!(true)), "dryRun cannot be changed"),
         (with("keepOld", json!("2h")), "carry and keepOld cannot be changed"),
         (with("swap", json!({ "oldSnapshotWait": "1s" })), "swap.onOldSnapshot cannot be changed"),
         (with("swap", json!({ "onOldSnapshot": "Fail" })), "swap.onOldSnapshot cannot be changed"),

@@ -1,8 +1,9 @@
 //! The change stream, row by row: what PostgreSQL can do to a table.
 
+use mirror_operator::api::Mirror;
 use serde_json::json;
 
-use crate::world::World;
+use crate::world::{LIMIT, World, until};
 
 #[tokio::test]
 async fn key_changes_toast_truncate_and_added_columns_arrive() {
@@ -107,5 +108,31 @@ async fn renames_exclusions_and_odd_names_are_kept_apart() {
     let row = world.destination.query_one(&format!("SELECT (SELECT string_agg(attname::text, ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = '\"Neu.Täble\"'::regclass AND attnum > 0), (SELECT \"Raum\" FROM \"Neu.Täble\" WHERE \"Id\" = 1), (SELECT count(*) FROM \"{long}\")"), &[]).await.unwrap();
     assert_eq!(row.get::<_, String>(0), "Id,Raum,_PEERDB_IS_DELETED,_PEERDB_SYNCED_AT");
     assert_eq!((row.get::<_, String>(1).as_str(), row.get::<_, i64>(2)), ("changed", 1));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_mirror_tells_how_many_seconds_it_is_behind() {
+    let world = crate::visible::one_table(World::new("seconds").await).await;
+    world.apply(world.mirror("m", &["public.t"], json!({}))).await.unwrap();
+    world.ready("m").await;
+    let behind = async |what: &str, wanted: fn(i64) -> bool| {
+        until(what, LIMIT, || async {
+            let status = world.get::<Mirror>("m").await.status.unwrap_or_default();
+            status.lag_seconds.filter(|seconds| wanted(*seconds)).ok_or_else(|| format!("{:?}, {:?}", status.lag_seconds, status.lag))
+        })
+        .await
+    };
+    behind("caught up", |seconds| seconds == 0).await;
+    world.destination.batch_execute("BEGIN; LOCK t").await.unwrap();
+    world.source.batch_execute("INSERT INTO t VALUES (2, 'waits')").await.unwrap();
+    behind("the change waits", |seconds| seconds >= 3).await;
+    let metric = format!("mirror_operator_mirror_lag_seconds{{namespace=\"{}\",name=\"m\"}}", world.namespace);
+    let metrics = crate::visible::operator(&world, "/metrics").await;
+    let shown = metrics.lines().find_map(|line| line.strip_prefix(&metric)).and_then(|value| value.trim().parse::<i64>().ok());
+    assert!(shown.is_some_and(|seconds| seconds >= 3), "{shown:?}");
+    world.destination.batch_execute("ROLLBACK").await.unwrap();
+    behind("caught up again", |seconds| seconds == 0).await;
+    world.equal("t", "id, v").await;
     world.end().await;
 }

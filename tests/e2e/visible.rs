@@ -163,7 +163,7 @@ async fn kubectl_shows_columns_short_names_and_words() {
     world.ready("m").await;
     let table = [
         ("peer", vec!["NAME", "TYPE", "HOST", "DATABASE", "VERSION", "READY", "MESSAGE", "AGE"]),
-        ("mirror", vec!["NAME", "PHASE", "EPOCH", "TABLES", "LAG", "RESYNC", "READY", "AGE"]),
+        ("mirror", vec!["NAME", "PHASE", "EPOCH", "TABLES", "LAG", "SECONDS", "RESYNC", "READY", "AGE"]),
         ("mresync", vec!["NAME", "MIRROR", "PHASE", "PROGRESS", "ROWS", "LAG", "AGE"]),
     ];
     for (short, columns) in table {

@@ -1,6 +1,6 @@
 //! Databases of a test's own on both servers, and the brief of a mirror between them.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use mirror_operator::{
     api::{mirror, resync},
@@ -70,8 +70,12 @@ impl Fixture {
             tables: tables.iter().map(table).collect(),
             soft_delete: mirror::SoftDelete::default(),
             synced_at_column: "_PEERDB_SYNCED_AT".into(),
-            snapshot: mirror::Snapshot { node_selector: BTreeMap::new(), ..mirror::Snapshot::default() },
+            snapshot: mirror::Snapshot::default(),
             replication: mirror::Replication::default(),
+            pods: Default::default(),
+            sequences: Default::default(),
+            mode: Default::default(),
+            load: true,
             carry: resync::Carry::default(),
             old_snapshot_wait_millis: 1_000,
             on_old_snapshot: resync::OnOldSnapshot::Proceed,

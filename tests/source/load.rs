@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use mirror_operator::{
+    api::mirror::Mode,
     brief::Brief,
     destination::{self, Destination},
     finish,
@@ -197,6 +198,56 @@ async fn tables_arrive_whole_and_a_resync_drops_the_old_slot_first() {
     assert_eq!(number(&source, slots).await, 0);
     assert_eq!(number(&source, "SELECT count(*) FROM pg_publication").await, 0);
     drop(source);
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn without_an_initial_load_tables_begin_empty_and_get_what_changes_from_then_on() {
+    let fixture = Fixture::new().await;
+    let (source, target) = (fixture.at_source().await, fixture.at_destination().await);
+    source.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b'), (3, 'c')").await.unwrap();
+    let first = Brief { load: false, ..fixture.brief(1, &["public.t"]) };
+    let pod = Pod::start(&first).await;
+    pod.offers(1).await;
+    source.batch_execute("INSERT INTO t VALUES (4, 'd'); UPDATE t SET v = 'B' WHERE id = 2").await.unwrap();
+    work(&pod.brief).await;
+    pod.reaches(Stage::Loaded).await;
+    finish::swap(&pod.brief).await.unwrap();
+    pod.reaches(Stage::Streaming).await;
+    source.batch_execute("INSERT INTO t VALUES (5, 'e'); DELETE FROM t WHERE id = 4").await.unwrap();
+    let live = "SELECT coalesce(string_agg(id || v, ' ' ORDER BY id), '') FROM t WHERE NOT \"_PEERDB_IS_DELETED\"";
+    until(&target, "what was changed is there", &format!("SELECT ({live}) = '2B 5e'")).await;
+    pod.stop().await;
+    // A resync has everything.
+    whole(&fixture, &fixture.brief(2, &["public.t"])).await;
+    until(&target, "all rows are there", &format!("SELECT ({live}) = '1a 2B 3c 5e'")).await;
+    drop((source, target));
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn what_is_loaded_only_once_needs_neither_key_nor_slot_and_leaves_nothing_at_the_source() {
+    let fixture = Fixture::new().await;
+    let (source, target) = (fixture.at_source().await, fixture.at_destination().await);
+    source.batch_execute("CREATE TABLE t (v text); INSERT INTO t SELECT g::text FROM generate_series(1, 1000) g").await.unwrap();
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()";
+    for epoch in [1, 2] {
+        let brief = Brief { mode: Mode::SnapshotOnly, ..fixture.brief(epoch, &["public.t"]) };
+        let pod = Pod::start(&brief).await;
+        pod.offers(1).await;
+        assert_eq!(number(&source, slots).await, 0, "nothing keeps the source's log while it is loaded");
+        source.batch_execute("INSERT INTO t VALUES ('later')").await.unwrap();
+        work(&pod.brief).await;
+        pod.reaches(Stage::Loaded).await;
+        finish::swap(&pod.brief).await.unwrap();
+        pod.reaches(Stage::Done).await;
+        assert!(pod.board.report().swap.is_some());
+        pod.stop().await;
+        assert_eq!(number(&target, "SELECT count(*) FROM t").await, 999 + i64::from(epoch), "as it was when the epoch began");
+    }
+    assert_eq!(number(&target, "SELECT count(*) FROM pg_class WHERE relname LIKE 't\\_%'").await, 0, "the old table is gone");
+    assert_eq!(number(&source, slots).await + number(&source, "SELECT count(*) FROM pg_publication").await, 0);
+    drop((source, target));
     fixture.end().await;
 }
 

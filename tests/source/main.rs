@@ -14,3 +14,5 @@ mod guard;
 mod holders;
 mod load;
 mod memory;
+mod rehearsal;
+mod sequences;

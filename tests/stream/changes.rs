@@ -165,6 +165,23 @@ async fn an_idle_mirror_has_no_lag_and_pins_no_log() {
 }
 
 #[tokio::test]
+async fn the_lag_in_seconds_grows_with_the_oldest_change_that_waits_and_ends_with_its_apply() {
+    let world = World::new("seconds", &["items"], ITEMS).await;
+    let running = world.run();
+    let lag = || running.health.borrow().stream.lag_seconds;
+    crate::support::until("nothing waits", async || lag() == Some(0)).await;
+    world.destination.batch_execute("BEGIN; LOCK public.items").await.unwrap();
+    world.sql("INSERT INTO public.items VALUES (1)").await;
+    crate::support::until("the change is two seconds old", async || lag() >= Some(2)).await;
+    world.sql("INSERT INTO public.items VALUES (2)").await;
+    crate::support::until("it counts on beside a younger one", async || lag() >= Some(4)).await;
+    world.destination.batch_execute("ROLLBACK").await.unwrap();
+    world.settle(&running).await;
+    crate::support::until("nothing waits any more", async || lag() == Some(0)).await;
+    assert_eq!(world.same("items").await, 2);
+}
+
+#[tokio::test]
 async fn a_row_that_is_missing_when_an_update_leaves_a_value_out_asks_for_a_resync() {
     for (name, soft) in [("missing_soft", true), ("missing_hard", false)] {
         let world = items(name, soft).await;

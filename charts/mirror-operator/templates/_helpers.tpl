@@ -64,7 +64,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [mirror-operator.io]
   resources: [peers/status, mirrors/status, mirrorresyncs/status]
   verbs: [update]
-# The pipeline pod of each epoch; patched for replicas (suspend) and image (upgrade).
+# The pipeline pod of each epoch; patched for replicas (suspend), image (upgrade), resources and placement.
 - apiGroups: [apps]
   resources: [statefulsets]
   verbs: [get, list, watch, create, patch, delete]

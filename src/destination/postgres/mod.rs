@@ -14,6 +14,7 @@ mod load;
 mod preflight;
 mod retire;
 mod seal;
+mod sequence;
 mod session;
 mod shadow;
 mod snapshots;
@@ -31,6 +32,7 @@ use crate::{
     brief::Brief,
     postgres::Connection,
     report::{Failure, Load, SwapReport, TableReport},
+    source::sequence::Sequence,
     table::TableSchema,
 };
 
@@ -108,6 +110,14 @@ impl Destination for Postgres {
 
     async fn carry_ahead(&self) -> Result<(), Error> {
         carry::ahead(self).await
+    }
+
+    async fn sequence_problems(&self, sequences: &[Sequence]) -> Result<Vec<Failure>, Error> {
+        sequence::problems(self, sequences).await
+    }
+
+    async fn follow_sequences(&self, sequences: &[Sequence]) -> Result<(), Error> {
+        sequence::follow(self, sequences).await
     }
 
     async fn swap(&self) -> Result<SwapReport, Error> {

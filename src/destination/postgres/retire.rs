@@ -8,7 +8,7 @@ use tokio_postgres::{GenericClient, Row, Transaction};
 use super::{
     Postgres, dependents,
     error::{At, depended_on, lock_not_granted},
-    ledger,
+    ledger, sequence,
     session::{Session, check, commit, fence_alone, pass},
 };
 use crate::{brief::Brief, destination::Error, postgres::qualified};
@@ -212,6 +212,9 @@ pub(super) async fn forget(at: &Postgres, drop_live: bool) -> Result<(), Error> 
                WHERE t.mirror = $1::text::uuid";
     let tables: Vec<Found> = tx.query(sql, &[&at.brief.mirror_uid, &drop_live]).await.at(doing)?.iter().map(Found::read).collect();
     drop_tables(&tx, &tables).await?;
+    if drop_live {
+        sequence::drop_unused(&tx, &at.brief).await?;
+    }
     tx.execute("DELETE FROM _mirror_operator.mirror WHERE mirror = $1::text::uuid", &[&at.brief.mirror_uid]).await.at(doing)?;
     commit(tx, doing).await?;
     session.keep();
