@@ -2,7 +2,9 @@
 
 mod book;
 mod clickhouse;
+mod cloud;
 mod cluster;
+mod encode;
 mod load;
 mod mirror;
 mod pass_through;
@@ -70,6 +72,34 @@ enum Part {
         #[arg(long, default_value_t = 3)]
         rounds: u64,
     },
+    /// The encoders of Snowflake and BigQuery, without a server.
+    Encode {
+        /// Where the figures go, beside those of other parts.
+        #[arg(long)]
+        json: PathBuf,
+        /// Rows that are encoded.
+        #[arg(long, default_value_t = 1_000_000)]
+        rows: u64,
+        /// How often each is measured.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
+    /// What loads to Snowflake and BigQuery ask of a worker.
+    Cloud {
+        #[command(flatten)]
+        common: Common,
+        /// URL of a stand-in for Snowflake.
+        #[arg(long)]
+        snowflake: String,
+        /// Rows of the table.
+        #[arg(long, default_value_t = 5_000_000)]
+        rows: u64,
+        /// How often each is measured.
+        #[arg(long, default_value_t = 3)]
+        rounds: u64,
+    },
+    /// A stream of a load whose destination takes anything at once: rows come by the standard input.
+    Sink { kind: cloud::Kind },
     /// Whole resyncs on a cluster.
     Cluster {
         #[command(flatten)]
@@ -120,6 +150,11 @@ async fn run(part: Part) {
         Part::Clickhouse { common, clickhouse, rows, streams, rounds, apart } => {
             clickhouse::run(&mut Book::open(&common.json), &common, &clickhouse, rows, &streams, rounds, apart).await;
         }
+        Part::Cloud { common, snowflake, rows, rounds } => {
+            cloud::run(&mut Book::open(&common.json), &common, &snowflake, rows, rounds).await;
+        }
+        Part::Sink { kind } => cloud::sink(kind),
+        Part::Encode { json, rows, rounds } => encode::run(&mut Book::open(&json), rows, rounds),
         Part::Cluster { common, rows, rounds } => cluster::run(&mut Book::open(&common.json), &common, rows, rounds).await,
         Part::PassThrough(stream) => pass_through::run(&stream).await,
     }

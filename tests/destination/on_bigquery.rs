@@ -149,7 +149,7 @@ impl OnBigQuery {
 impl Fixture for OnBigQuery {
     const LEDGER_A_MIRROR: bool = true;
     // A step and its like need seconds here, each of which is the emulator's.
-    const STRIDE: u32 = 5;
+    const STRIDE: u32 = 3;
 
     async fn new() -> Self {
         let mut to = service();
