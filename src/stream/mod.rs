@@ -7,6 +7,7 @@ pub mod advise;
 mod batch;
 mod catalog;
 pub mod fold;
+pub mod lag;
 mod monitor;
 mod relation;
 mod session;
@@ -16,7 +17,6 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +26,7 @@ use crate::{
     report::{self, Failure},
 };
 use advise::{Next, StreamError, advise};
+use lag::Oldest;
 
 /// What the change stream tells of itself, for the pipeline's report.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,8 +35,8 @@ pub struct Health {
     pub stream: report::Stream,
     /// Why nothing is applied just now, if so. It is tried again.
     pub failure: Option<Failure>,
-    /// When the oldest change committed that was received and is not applied. It outlives a lost connection: the change is still not applied.
-    pub oldest: Option<Timestamp>,
+    /// Of what was received and is not applied. It outlives a lost connection: the change is still not applied.
+    pub oldest: Option<Oldest>,
 }
 
 /// Why the change stream ended for good.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
 use tokio_postgres::{Client, types::PgLsn};
 
-use super::{Drift, Health};
+use super::{Drift, Health, lag};
 use crate::{
     brief::Brief,
     destination::Destination,
@@ -47,7 +47,7 @@ pub(super) async fn watch(brief: &Brief, destination: &dyn Destination, health: 
         }
         health.send_modify(|h| {
             h.stream.idle_seconds = progress.good.elapsed().as_secs();
-            h.stream.lag_seconds = lag_seconds(h.oldest, h.stream.connected, Timestamp::now());
+            h.stream.lag_seconds = lag::seconds(h.oldest, h.stream.connected, Timestamp::now());
         });
         tokio::time::sleep(INTERVAL).await;
     }
@@ -82,15 +82,6 @@ async fn look_at_tables(brief: &Brief, destination: &dyn Destination, session: &
     present::drift(session, brief, &tables).await.map_err(|e| e.to_string())
 }
 
-/// How long ago the oldest change committed that was received and is not applied; 0 if there is none. Without a connection there may be some that nobody
-/// has seen. A source whose clock is ahead of ours is not ahead of itself.
-fn lag_seconds(oldest: Option<Timestamp>, connected: bool, now: Timestamp) -> Option<u64> {
-    match oldest {
-        Some(committed) => Some(u64::try_from(now.duration_since(committed).as_secs()).unwrap_or_default()),
-        None => connected.then_some(0),
-    }
-}
-
 /// When things were last seen to go well: the checkpoint moved, or it had reached all that there was a look ago.
 struct Progress {
     applied: Lsn,
@@ -111,22 +102,5 @@ impl Progress {
         // The stream knows of losses that the slot does not show, and says so until it is connected again.
         let told = health.failure.as_ref().is_some_and(|f| f.reason == "SlotLost");
         health.stream.slot_lost = seen.lost.clone().or(health.stream.slot_lost.take().filter(|_| told));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_lag_in_seconds_is_the_age_of_the_oldest_commit_that_is_not_applied_and_unknown_where_nobody_listens() {
-        let at = |second| Timestamp::from_second(second).unwrap();
-        assert_eq!(lag_seconds(None, true, at(100)), Some(0));
-        assert_eq!(lag_seconds(None, false, at(100)), None);
-        assert_eq!(lag_seconds(Some(at(40)), true, at(100)), Some(60));
-        assert_eq!(lag_seconds(Some(at(40)), false, at(100)), Some(60), "what was received stays unapplied when the connection is lost");
-        assert_eq!(lag_seconds(Some(at(140)), true, at(100)), Some(0), "the source's clock is ahead");
-        assert_eq!(lag_seconds(Some(Timestamp::MAX), true, at(100)), Some(0));
-        assert!(lag_seconds(Some(Timestamp::MIN), true, Timestamp::MAX).is_some());
     }
 }

@@ -11,6 +11,7 @@ use super::{
     batch::{Batch, of_table, parked},
     catalog::Catalog,
     fold::Change,
+    lag::{self, Oldest},
     relation::{self, Mapping},
 };
 use crate::{
@@ -47,8 +48,8 @@ struct Session<'a> {
     position: Lsn,
     /// Everything before this was read.
     reached: Lsn,
-    /// When the oldest transaction committed of which the batch has something.
-    oldest: Option<Timestamp>,
+    /// The oldest transaction of which the batch has something.
+    oldest: Option<Oldest>,
     checkpoint: Instant,
 }
 
@@ -246,7 +247,7 @@ impl Session<'_> {
         self.status.flushed(self.applier.position());
         self.health.send_if_modified(|h| {
             let moved = h.stream.applied_lsn != self.reached;
-            (h.stream.applied_lsn, h.oldest) = (self.reached, self.oldest);
+            (h.stream.applied_lsn, h.oldest) = (self.reached, lag::oldest(self.oldest, h.oldest, self.reached));
             moved
         });
     }
@@ -254,7 +255,7 @@ impl Session<'_> {
     /// Something of the transaction was received, and is not applied yet.
     fn note_received(&mut self) {
         if self.oldest.is_none() {
-            self.oldest = self.transaction.as_ref().map(|t| t.committed);
+            self.oldest = self.transaction.as_ref().map(|t| Oldest { commit: t.final_lsn, time: t.committed });
             self.health.send_if_modified(|h| {
                 h.oldest = self.oldest;
                 false
