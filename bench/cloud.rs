@@ -164,7 +164,7 @@ fn peer(account: &str) -> DestinationPeer {
     let secret = SecretFile { path, secret: "bench".into(), key: "password".into() };
     let at = json!({ "peer": "bench", "host": host, "port": port, "database": database, "user": user, "password": secret,
         "tls": "Disable", "connectTimeoutMillis": 10_000 });
-    let peer = json!({ "at": at, "account": "testbed", "schema": "PUBLIC", "keyPair": false, "names": Names::AsSource,
+    let peer = json!({ "at": at, "account": "testbed", "schema": "PUBLIC", "warehouse": "TESTING", "keyPair": false, "names": Names::AsSource,
         "patienceMillis": snowflake::PATIENCE_MILLIS });
     DestinationPeer::Snowflake(serde_json::from_value(peer).expect("a Peer"))
 }
