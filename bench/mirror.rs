@@ -34,7 +34,11 @@ impl Epoch {
     pub fn new(common: &Common, source: &str, destination: DestinationPeer, more: serde_json::Value) -> Self {
         let own = |what: &str| format!("own_{what}");
         // At ClickHouse a schema is a database.
-        let schema = if let DestinationPeer::ClickHouse(peer) = &destination { peer.at.database.clone() } else { "public".into() };
+        let schema = match &destination {
+            DestinationPeer::ClickHouse(peer) => peer.at.database.clone(),
+            DestinationPeer::Snowflake(peer) => peer.schema.clone(),
+            _ => "public".into(),
+        };
         let table = json!({ "source": "public.firenibble", "destination": format!("{schema}.firenibble") });
         let brief = Brief {
             namespace: "bench".into(),
