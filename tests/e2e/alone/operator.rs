@@ -66,8 +66,8 @@ async fn a_resync_costs_the_api_server_few_writes() {
     world.ready("m").await;
     done_with(&world, "again").await;
     let (after, are) = writes(&world).await;
-    // Progress is told for as long as it takes.
-    let most = 20 + begun.elapsed().as_secs() / 5;
+    // 18 to 22, by which states the operator happens to see. Progress is told for as long as it takes.
+    let most = 24 + begun.elapsed().as_secs() / 5;
     assert!(after - before <= most, "{} writes in {:?}.\nBefore:\n{were}\nAfter:\n{are}", after - before, begun.elapsed());
     world.end().await;
 }
