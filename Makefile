@@ -148,7 +148,11 @@ bench: setup ## measure, against psql and pgcopydb in the same run
 	@bench/run
 
 .PHONY: demo
-demo: $(needs_cluster) ## a mirror and its resync, live in the terminal (DESTINATION=clickhouse: to ClickHouse)
+demo: $(needs_cluster) ## a mirror and its resync, live in the terminal (DESTINATION=clickhouse|snowflake|bigquery: to another one)
+# The node reaches nothing outside: what it starts was installed before.
+ifeq ($(CLUSTER),local)
+	@$(if $(filter clickhouse snowflake bigquery,$(DESTINATION)),$(step) "$(DESTINATION)" $(testbed)/$(DESTINATION) install)
+endif
 	@$(on_node) demo/run
 
 # The demonstration checks what it shows. It is removed afterwards: tests that are run again count what the operator writes.
