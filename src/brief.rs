@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
+        MirrorSpec,
         mirror::{Mode, Replication, Sequences, Snapshot, SoftDelete, Table},
         pod::Placement,
         resync::{Carry, OnOldSnapshot},
@@ -109,6 +110,13 @@ impl DestinationPeer {
 }
 
 impl Brief {
+    /// With what `spec` says now of its pods: what they ask for and where they run changes no data, and may be what is wrong with them.
+    pub fn with_pods_of(mut self, spec: &MirrorSpec) -> Self {
+        self.replication.resources = spec.replication.resources.clone();
+        self.pods = spec.pods.clone();
+        self
+    }
+
     /// The slot of this epoch.
     pub fn slot(&self) -> String {
         name::slot(&self.mirror, &self.mirror_uid, self.epoch)

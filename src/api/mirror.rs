@@ -135,6 +135,16 @@ pub struct Table {
     pub snowflake: Option<super::snowflake::SnowflakeTable>,
 }
 
+impl Table {
+    /// Whether it takes over a table that is there, with its rows.
+    pub fn is_adopted(&self) -> bool {
+        let Self { clickhouse, bigquery, snowflake, .. } = self;
+        clickhouse.as_ref().is_some_and(|t| t.adopt)
+            || bigquery.as_ref().is_some_and(|t| t.adopt)
+            || snowflake.as_ref().is_some_and(|t| t.adopt)
+    }
+}
+
 /// A column that bears another name or type at the destination.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -86,7 +86,7 @@ async fn observe(resync: &MirrorResync, mirror: Option<&Mirror>, context: &Conte
     let active = mirror_status.active_resync.filter(|a| a.uid == uid);
     let Some(epoch) = status.epoch.or(active.map(|a| a.epoch)).filter(|_| !status.phase.is_end()) else { return Ok(seen) };
     seen.brief = match context.stored_brief(&namespace, &mirror.name_any(), &mirror_uid, epoch).await {
-        Ok(Some(brief)) => Some(Ok(brief)),
+        Ok(Some(brief)) => Some(Ok(Box::new(brief.with_pods_of(&mirror.spec)))),
         Ok(None) => Some(fresh_brief(resync, mirror, epoch, context).await?),
         // Nobody waits for it any more.
         Err(Error::Brief { .. }) if mirror::forced(mirror) => None,

@@ -57,6 +57,10 @@ pub async fn follow_sequences(brief: &Brief, destination: &dyn Destination) -> R
     }
     let tables: Vec<_> = destination.tables().await?.into_iter().map(|table| table.schema).collect();
     let sequences = sequence::read(&source(brief).await?, &tables).await?;
+    if let Some(problem) = sequence::problems(brief, &sequences).into_iter().next() {
+        // It was readable when the epoch began: people can put that right, and what was loaded is not thrown away for it.
+        return Err(Trouble::Waiting(problem.message));
+    }
     Ok(destination.follow_sequences(&sequences).await?)
 }
 

@@ -5,6 +5,7 @@ use crate::{
         Mirror, MirrorResync, MirrorSpec, Peer,
         mirror::{Sequences, SoftDelete, Table},
         peer::Role,
+        resync::Carry,
     },
     brief::{Brief, DestinationPeer},
     name,
@@ -45,6 +46,12 @@ pub fn brief(
         snapshot.resources = overrides.resources.clone().unwrap_or(snapshot.resources);
     }
     let previous_epoch = mirror.status.as_ref().map_or(0, |s| s.live_epoch);
+    // A resync that loaded nothing would take every row for one that the source has lost.
+    let load = spec.initial_load || previous_epoch > 0;
+    if let Some(table) = tables.iter().find(|t| !load && t.is_adopted()) {
+        let source = &table.source;
+        return Err(format!("Table {source} is adopted with its rows, which would be gone if it began empty: set initialLoad to true."));
+    }
     let millis = |span: &crate::api::quantity::Span| u64::try_from(span.get().as_millis()).unwrap_or(u64::MAX);
     Ok(Brief {
         pipeline_url: format!("http://{}.{namespace}.svc:{PORT}", name::pipeline(&mirror_name, epoch)),
@@ -62,13 +69,12 @@ pub fn brief(
         soft_delete,
         synced_at_column,
         mode: spec.mode,
-        // A resync that loaded nothing would take every row for one that the source has lost.
-        load: spec.initial_load || previous_epoch > 0,
+        load,
         sequences: spec.sequences,
         snapshot,
         replication: spec.replication.clone(),
         pods: spec.pods.clone(),
-        carry: wanted.carry.clone(),
+        carry: if load { wanted.carry.clone() } else { Carry { soft_deleted: false, missing: false } },
         old_snapshot_wait_millis: millis(&wanted.swap.old_snapshot_wait),
         on_old_snapshot: wanted.swap.on_old_snapshot,
         keep_old_millis: millis(&wanted.keep_old),
@@ -240,8 +246,15 @@ mod tests {
         mirror.spec.initial_load = false;
         mirror.status = Some(crate::api::MirrorStatus { epoch: 2, ..Default::default() });
         assert!(!loads(&mirror), "also when the first try has failed");
+        let made = brief(&mirror, None, 2, Some(&peer("a", "Source")), Some(&peer("b", "Destination"))).unwrap();
+        assert!(!made.carry.missing && !made.carry.soft_deleted, "whatever is there is nothing that the source has lost");
         mirror.status = Some(crate::api::MirrorStatus { epoch: 2, live_epoch: 1, ..Default::default() });
         assert!(loads(&mirror));
+
+        mirror.status = None;
+        mirror.spec.tables[0].snowflake = Some(serde_json::from_value(json!({ "adopt": true })).unwrap());
+        let refused = brief(&mirror, None, 1, Some(&peer("a", "Source")), Some(&peer("b", "Destination"))).unwrap_err();
+        assert!(refused.contains("set initialLoad to true"), "{refused}");
     }
 
     #[test]

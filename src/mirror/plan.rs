@@ -257,12 +257,8 @@ impl Pass<'_> {
         live.is_some_and(|brief| brief.mode == Mode::SnapshotOnly)
     }
 
-    /// What a pod asks for and where it runs changes no data: the spec of now says it, so that a pod that lacks memory needs no resync to get it.
     fn with_pods_of_now(&self, brief: &Brief) -> Box<Brief> {
-        let (spec, mut brief) = (&self.mirror.spec, Box::new(brief.clone()));
-        brief.replication.resources = spec.replication.resources.clone();
-        brief.pods = spec.pods.clone();
-        brief
+        Box::new(brief.clone().with_pods_of(&self.mirror.spec))
     }
 
     fn stream_report(&self, status: &MirrorStatus) -> Option<&Report> {

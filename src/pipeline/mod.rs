@@ -189,8 +189,10 @@ async fn look_at_slot(brief: &Brief, source: &mut Option<tokio_postgres::Client>
 /// Nothing follows. Old tables that are to be kept stay until the next swap: this pod does not.
 async fn rest(brief: &Brief, destination: &dyn Destination, board: &Board, shutdown: &CancellationToken) -> Result<(), Trouble> {
     board.refresh(destination).await?;
-    if brief.keep_old_millis == 0 {
-        destination.drop_retired().await?;
+    if brief.keep_old_millis == 0
+        && let Err(error) = destination.drop_retired().await
+    {
+        tracing::warn!(%error, "the old tables could not be dropped; the next swap does it");
     }
     let swap = destination.swapped().await?;
     board.update(|report| (report.swap, report.stage) = (swap, Stage::Done));

@@ -97,8 +97,11 @@ pub fn build(brief: &Brief, number: u32, wanted: &Table, name: &TableName, facts
         problems.push(failure("NoColumns", format!("{name} has no column to copy; list it no more, or exclude fewer columns")));
     }
     let identity = match brief.mode {
-        Mode::SnapshotOnly if facts.primary_key.is_empty() => Some(Identity::FullRow),
-        Mode::SnapshotOnly => keyed(name, facts, &kept, &facts.primary_key, &mut problems),
+        // The key that the stream would have, if any: what was carried by it before still is.
+        Mode::SnapshotOnly => match [&facts.identity_index, &facts.primary_key].into_iter().find(|key| !key.is_empty()) {
+            Some(key) => keyed(name, facts, &kept, key, &mut problems),
+            None => Some(Identity::FullRow),
+        },
         Mode::Continuous => identity(name, facts, &kept, &mut problems),
     };
     let destination = wanted.destination.as_deref().map_or(Some(name.clone()), TableName::parse);

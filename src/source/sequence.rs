@@ -27,10 +27,19 @@ pub struct Sequence {
     pub draws: bool,
     /// How it counts.
     pub shape: Shape,
-    /// The last number that was drawn; `None` if none was, or it may not be read.
-    pub last: Option<i64>,
+    /// Where it is; `None` if it may not be read.
+    pub place: Option<Place>,
     /// Whether the role may read it.
     pub readable: bool,
+}
+
+/// Where a sequence is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// `last_value`.
+    pub value: i64,
+    /// Whether that was drawn; otherwise it is the next to be drawn (PostgreSQL docs, "setval").
+    pub called: bool,
 }
 
 /// How a sequence counts (PostgreSQL docs, "pg_sequence").
@@ -51,11 +60,32 @@ pub struct Shape {
 }
 
 /// The sequences of the mirrored columns of `tables`, as they are now: positions are not a snapshot's (PostgreSQL docs, "Sequence Manipulation Functions").
-/// Of several that one column owns, the identity's, else the eldest.
+/// Of several that one column owns, the one that it draws from, else the eldest.
 pub async fn read(client: &Client, tables: &[TableSchema]) -> Result<Vec<Sequence>, Error> {
     let oids: Vec<u32> = tables.iter().map(|t| t.source_oid).collect();
     let rows = client.query(SEQUENCES, &[&oids]).await.map_err(Error::query("reading the sequences of the tables"))?;
-    Ok(rows.iter().filter_map(|row| of_column(row, tables)).collect())
+    let mut sequences: Vec<Sequence> = rows.iter().filter_map(|row| of_column(row, tables)).collect();
+    place(client, &mut sequences).await?;
+    Ok(sequences)
+}
+
+/// Reads where they are from themselves: only they tell apart a number that was drawn and one that is to be drawn next.
+async fn place(client: &Client, sequences: &mut [Sequence]) -> Result<(), Error> {
+    let readable: Vec<String> = sequences
+        .iter()
+        .enumerate()
+        .filter(|(_, s)| s.readable)
+        .map(|(i, s)| format!("SELECT {i}::int8, last_value, is_called FROM {}", qualified(&s.source.schema, &s.source.name)))
+        .collect();
+    if readable.is_empty() {
+        return Ok(());
+    }
+    let rows = client.query(&readable.join(" UNION ALL "), &[]).await.map_err(Error::query("reading the sequences"))?;
+    for row in rows {
+        let sequence = usize::try_from(row.get::<_, i64>(0)).ok().and_then(|i| sequences.get_mut(i));
+        sequence.into_iter().for_each(|s| s.place = Some(Place { value: row.get(1), called: row.get(2) }));
+    }
+    Ok(())
 }
 
 /// What would keep them from being mirrored: rights.
@@ -90,20 +120,18 @@ fn of_column(row: &Row, tables: &[TableSchema]) -> Option<Sequence> {
             max: row.get("seqmax"),
             cycle: row.get("seqcycle"),
         },
-        last: row.get("last"),
+        place: None,
         readable: row.get("readable"),
     })
 }
 
-/// `pg_sequence_last_value` fails without rights.
 const SEQUENCES: &str = r#"
 SELECT DISTINCT ON (d.refobjid, d.refobjsubid)
        d.refobjid AS table, a.attname::text AS column, n.nspname::text AS schema, s.relname::text AS name, format_type(q.seqtypid, NULL) AS type,
        q.seqstart, q.seqincrement, q.seqmin, q.seqmax, q.seqcycle, r.readable,
        d.deptype = 'i' OR EXISTS (SELECT FROM pg_depend u JOIN pg_attrdef f ON f.oid = u.objid
           WHERE u.classid = 'pg_attrdef'::regclass AND u.refclassid = 'pg_class'::regclass AND u.refobjid = s.oid
-            AND f.adrelid = d.refobjid AND f.adnum = d.refobjsubid) AS draws,
-       CASE WHEN r.readable THEN pg_sequence_last_value(s.oid) END AS last
+            AND f.adrelid = d.refobjid AND f.adnum = d.refobjsubid) AS draws
   FROM pg_depend d
   JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
   JOIN pg_sequence q ON q.seqrelid = s.oid
@@ -112,4 +140,4 @@ SELECT DISTINCT ON (d.refobjid, d.refobjsubid)
  CROSS JOIN LATERAL (SELECT has_sequence_privilege(s.oid, 'SELECT') AS readable) r
  WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = ANY ($1::oid[])
    AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i')
- ORDER BY d.refobjid, d.refobjsubid, d.deptype = 'i' DESC, s.oid"#;
+ ORDER BY d.refobjid, d.refobjsubid, draws DESC, s.oid"#;

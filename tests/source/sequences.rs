@@ -87,6 +87,25 @@ async fn a_sequence_that_counts_in_another_way_since_counts_so_here_too() {
 }
 
 #[tokio::test]
+async fn a_number_that_was_set_and_not_drawn_yet_is_the_next_one_here_too() {
+    let fixture = Fixture::new().await;
+    let (source, target) = (fixture.at_source().await, fixture.at_destination().await);
+    source.batch_execute(SHOP).await.unwrap();
+    let first = brief(&fixture, 1);
+    whole(&fixture, &first).await;
+    source.batch_execute("SELECT setval('orders_id_seq', 9000, false)").await.unwrap();
+    let at = destination::open(&first).await.unwrap();
+    for _ in 0..2 {
+        finish::follow_sequences(&first, &*at).await.unwrap();
+    }
+    assert_eq!(number(&target, "INSERT INTO orders (note) VALUES ('ours') RETURNING id").await, 9000);
+    finish::follow_sequences(&first, &*at).await.unwrap();
+    assert_eq!(number(&target, "INSERT INTO orders (note) VALUES ('ours') RETURNING id").await, 9001, "what was drawn here stays drawn");
+    drop((source, target));
+    fixture.end().await;
+}
+
+#[tokio::test]
 async fn sequences_that_are_in_the_way_or_hidden_are_told_before_anything_is_changed() {
     let fixture = Fixture::new().await;
     let (source, target) = (fixture.at_source().await, fixture.at_destination().await);

@@ -65,7 +65,9 @@ impl Stream {
         ask(&to, &format!("CREATE DATABASE {}", to.database)).await;
         let source = connect(&from, "test").await.unwrap();
         source.batch_execute(ITEMS).await.unwrap();
-        let uid = format!("0a1b2c3d-{:04x}-4000-8000-00000000000{}", std::process::id() & 0xffff, name.len());
+        // Of one mirror's tables, wherever they are, another of the same UID would take some for its own.
+        let own = name.bytes().fold(0u64, |sum, byte| (sum << 8 | u64::from(byte)) & 0xffff_ffff_ffff);
+        let uid = format!("0a1b2c3d-{:04x}-4000-8000-{own:012x}", std::process::id() & 0xffff);
         let brief: Brief = serde_json::from_value(serde_json::json!({
             "namespace": "test", "mirror": name, "mirrorUid": uid, "epoch": 1, "previousEpoch": 0, "resync": "r", "resyncUid": uid,
             "pipelineUrl": "", "source": from, "destination": DestinationPeer::ClickHouse(Peer { at: to.clone(), settings: Default::default(), cluster: None }),

@@ -280,11 +280,12 @@ impl ClickHouseApplier {
         meaning(&refusal, doing)
     }
 
-    /// Whether a statement is to say that a row is missing. Of no use once that is known, nor where rows go by themselves.
+    /// Whether a statement is to say that a row is missing. Of no use once that is known, nor where rows go by themselves; and where each version of a row
+    /// is kept, what was written before the statement said so would be there twice.
     fn is_watchful(&self, table: &TableSchema) -> bool {
         let options = self.at.options(table);
         let known = self.drifted.get(&table.number).is_some_and(|drift| drift.contains(ROWS_MISSING));
-        !known && options.ttl.is_none() && options.engine != Engine::Null
+        !known && options.ttl.is_none() && !matches!(options.engine, Engine::Null | Engine::MergeTree)
     }
 
     /// The rows of `changes`: those that are whole, and those that need the row that is there.

@@ -17,12 +17,12 @@ use crate::{
     destination::Error,
     postgres::{ident, literal, qualified},
     report::Failure,
-    source::sequence::{Sequence, Shape},
+    source::sequence::{Place, Sequence, Shape},
     table::TableName,
 };
 
 /// Types of columns that take a number.
-const NUMBERS: [&str; 4] = ["smallint", "integer", "bigint", "numeric"];
+const NUMBERS: [&str; 9] = ["smallint", "int2", "integer", "int", "int4", "bigint", "int8", "numeric", "decimal"];
 
 /// See [`Destination::sequence_problems`](crate::destination::Destination::sequence_problems).
 pub(super) async fn problems(at: &Postgres, sequences: &[Sequence]) -> Result<Vec<Failure>, Error> {
@@ -104,10 +104,16 @@ async fn shape(tx: &Transaction<'_>, brief: &Brief, sequence: &Sequence) -> Resu
     }
     let (type_, start, increment, min, max, cycle) = (row.get(1), row.get(2), row.get(3), row.get(4), row.get(5), row.get(6));
     if *shape != (Shape { type_, start, increment, min, max, cycle }) {
-        let place = sequence.last.unwrap_or(shape.start);
+        let place = sequence.place.map_or(shape.start, |p| p.value);
         tx.batch_execute(&format!("ALTER SEQUENCE {name} {} RESTART WITH {place}", counting(shape))).await.at(&doing)?;
     }
     Ok(())
+}
+
+/// Whether a column of this type, as the Mirror or the source writes it, takes a number.
+fn is_number(column_type: &str) -> bool {
+    let name = column_type.split('(').next().unwrap_or_default().trim().to_lowercase();
+    NUMBERS.contains(&name.as_str())
 }
 
 fn counting(shape: &Shape) -> String {
@@ -118,11 +124,14 @@ fn counting(shape: &Shape) -> String {
 
 /// Brings it to the source's place, never back: numbers that were drawn here stay drawn.
 async fn advance(tx: &Transaction<'_>, sequence: &Sequence) -> Result<(), Error> {
-    let Some(last) = sequence.last else { return Ok(()) };
+    let Some(Place { value, called }) = sequence.place else { return Ok(()) };
     let name = qualified(&sequence.destination.schema, &sequence.destination.name);
-    let behind = if sequence.shape.increment > 0 { '<' } else { '>' };
+    let increment = sequence.shape.increment;
+    let behind = if increment > 0 { '<' } else { '>' };
+    let next = i128::from(value) + if called { i128::from(increment) } else { 0 };
     let sql = format!(
-        "SELECT setval({}::regclass, {last}) FROM {name} WHERE NOT is_called AND last_value = {last} OR last_value {behind} {last}",
+        "SELECT setval({}::regclass, {value}, {called}) FROM {name}
+         WHERE last_value::numeric + CASE WHEN is_called THEN {increment} ELSE 0 END {behind} {next}",
         literal(&name)
     );
     tx.batch_execute(&sql).await.at(&format!("advancing sequence {name}"))
@@ -131,7 +140,7 @@ async fn advance(tx: &Transaction<'_>, sequence: &Sequence) -> Result<(), Error>
 /// Lets the columns of the shadows draw from them, as the source's do.
 async fn draw(tx: &Transaction<'_>, brief: &Brief, sequences: &[Sequence]) -> Result<(), Error> {
     let entries = ledger::entries(tx, brief).await?;
-    for sequence in sequences.iter().filter(|s| s.draws && NUMBERS.iter().any(|number| s.column_type.starts_with(number))) {
+    for sequence in sequences.iter().filter(|s| s.draws && is_number(&s.column_type)) {
         let Some(entry) = entries.iter().find(|e| e.schema.number == sequence.table) else { continue };
         let shadow = qualified(&entry.live.schema, &entry.shadow);
         let name = literal(&qualified(&sequence.destination.schema, &sequence.destination.name));
@@ -139,4 +148,19 @@ async fn draw(tx: &Transaction<'_>, brief: &Brief, sequences: &[Sequence]) -> Re
         tx.batch_execute(&sql).await.at(&format!("letting {shadow} draw from sequence {}", sequence.destination))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_columns_type_is_a_number_however_it_is_written() {
+        for name in ["bigint", "int8", "INT", "numeric(10,0)", "Decimal (5)", "smallint"] {
+            assert!(is_number(name), "{name}");
+        }
+        for name in ["interval", "text", "integer[]", "bigint_like", ""] {
+            assert!(!is_number(name), "{name}");
+        }
+    }
 }
