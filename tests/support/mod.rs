@@ -89,7 +89,8 @@ pub async fn remove_database(variable: &str, name: &str) {
 
 /// Waits for a condition, five minutes at most.
 pub async fn until<F: AsyncFnMut() -> bool>(what: &str, mut holds: F) {
-    for _ in 0..6000 {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(300);
+    while std::time::Instant::now() < deadline {
         if holds().await {
             return;
         }
