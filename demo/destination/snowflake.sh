@@ -62,7 +62,7 @@ live() { echo "$snowflake_database.$snowflake_schema.${1^^}"; }
 read_on_and_on() {
   local read
   read="SELECT (DATE_PART('epoch_millisecond', CURRENT_TIMESTAMP()) / 1000)::NUMBER(20,3)::VARCHAR || '|' || IFF(EXISTS(SELECT 1 FROM $(live orders)), 't', 'f') || '|' || IFF(EXISTS(SELECT 1 FROM $(live payments)), 't', 'f')"
-  python3 "$testbed/snowflake_query.py" "$snowflake_url" < <(while sleep 0.05; do echo "$read"; done)
+  exec python3 "$testbed/snowflake_query.py" "$snowflake_url" < <(while sleep 0.05; do echo "$read"; done)
 }
 let_reader_read() { :; }
 

@@ -21,8 +21,7 @@ def post(path, body):
     request = urllib.request.Request(f"http://{url.hostname}:{url.port}{path}", json.dumps(body).encode(), headers)
     with opener.open(request) as answer:
         text = answer.read()
-    answer = json.loads(gzip.decompress(text) if text[:2] == b"\x1f\x8b" else text)
-    return answer
+    return json.loads(gzip.decompress(text) if text[:2] == b"\x1f\x8b" else text)
 
 
 def ask(sql):
@@ -33,7 +32,12 @@ def ask(sql):
             answer = json.loads(more.read())
     if not answer["success"]:
         sys.exit(f"{answer['code']}: {answer['message']}")
-    for row in answer["data"].get("rowset") or []:
+    rows = answer["data"].get("rowset") or []
+    for part in answer["data"].get("chunks") or []:
+        with opener.open(part["url"]) as more:
+            text = more.read()
+        rows += json.loads(b"[" + (gzip.decompress(text) if text[:2] == b"\x1f\x8b" else text) + b"]")
+    for row in rows:
         print("\t".join("∅" if value is None else str(value) for value in row), flush=True)
 
 
