@@ -13,7 +13,7 @@ for row in json.load(sys.stdin).get("rows", []):
 }
 
 start_destination() {
-  "$testbed/bigquery" up bigquery 9051 --on-node >/dev/null
+  "$testbed/bigquery" up bigquery 9053 --on-node >/dev/null
   bigquery_url=$("$testbed/bigquery" url bigquery)
 }
 
