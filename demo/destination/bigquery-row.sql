@@ -10,6 +10,6 @@ SELECT string_agg(CASE WHEN :'kind' = 'source' THEN format('coalesce(%s, ''∅''
                                  ELSE name || '::text' END AS at_source,
                        CASE type WHEN 'timestamptz'::regtype THEN format('CAST(UNIX_MICROS(%s) AS STRING)', name)
                                  WHEN 'numeric'::regtype THEN format('CAST(CAST(%s * 100 AS INT64) AS STRING)', name)
-                                 WHEN 'text[]'::regtype THEN format('TO_JSON_STRING(%s)', name)
+                                 WHEN 'text[]'::regtype THEN format('COALESCE(NULLIF(TO_JSON_STRING(%s), ''null''), ''[]'')', name)
                                  WHEN 'jsonb'::regtype THEN format('COALESCE(JSON_VALUE(%1$s, ''$.zip''), JSON_VALUE(%1$s, ''$.gift''))', name)
                                  ELSE format('CAST(%s AS STRING)', name) END AS at_destination) t
