@@ -3,9 +3,9 @@
 use crate::{
     api::{
         Mirror, MirrorResync, MirrorSpec, Peer,
-        mirror::{Sequences, SoftDelete, Table},
+        mirror::{Sequences, Snapshot, SoftDelete, Table},
         peer::Role,
-        resync::Carry,
+        resync::{Carry, SnapshotOverrides},
     },
     brief::{Brief, DestinationPeer},
     name,
@@ -37,14 +37,6 @@ pub fn brief(
     let defaults: crate::api::MirrorResyncSpec =
         serde_json::from_value(serde_json::json!({ "mirror": mirror_name })).map_err(|e| format!("defaults of a MirrorResync: {e}"))?;
     let wanted = resync.map_or(&defaults, |r| &r.spec);
-    let mut snapshot = spec.snapshot.clone();
-    if let Some(overrides) = &wanted.snapshot {
-        snapshot.max_parallel_workers = overrides.max_parallel_workers.unwrap_or(snapshot.max_parallel_workers);
-        snapshot.partition_size = overrides.partition_size.clone().unwrap_or(snapshot.partition_size);
-        snapshot.chunk_size = overrides.chunk_size.clone().unwrap_or(snapshot.chunk_size);
-        snapshot.max_bytes_per_second = overrides.max_bytes_per_second.clone().or(snapshot.max_bytes_per_second);
-        snapshot.resources = overrides.resources.clone().unwrap_or(snapshot.resources);
-    }
     let previous_epoch = mirror.status.as_ref().map_or(0, |s| s.live_epoch);
     // A resync that loaded nothing would take every row for one that the source has lost.
     let load = spec.initial_load || previous_epoch > 0;
@@ -71,7 +63,7 @@ pub fn brief(
         mode: spec.mode,
         load,
         sequences: spec.sequences,
-        snapshot,
+        snapshot: snapshot(&spec.snapshot, wanted.snapshot.as_ref()),
         replication: spec.replication.clone(),
         pods: spec.pods.clone(),
         carry: if load { wanted.carry.clone() } else { Carry { soft_deleted: false, missing: false } },
@@ -79,6 +71,19 @@ pub fn brief(
         on_old_snapshot: wanted.swap.on_old_snapshot,
         keep_old_millis: millis(&wanted.keep_old),
     })
+}
+
+/// The load as the Mirror has it, where its resync does not say otherwise.
+fn snapshot(of_mirror: &Snapshot, overrides: Option<&SnapshotOverrides>) -> Snapshot {
+    let mut snapshot = of_mirror.clone();
+    if let Some(overrides) = overrides {
+        snapshot.max_parallel_workers = overrides.max_parallel_workers.unwrap_or(snapshot.max_parallel_workers);
+        snapshot.partition_size = overrides.partition_size.clone().unwrap_or(snapshot.partition_size);
+        snapshot.chunk_size = overrides.chunk_size.clone().unwrap_or(snapshot.chunk_size);
+        snapshot.max_bytes_per_second = overrides.max_bytes_per_second.clone().or(snapshot.max_bytes_per_second);
+        snapshot.resources = overrides.resources.clone().unwrap_or(snapshot.resources);
+    }
+    snapshot
 }
 
 /// What a spec says of the tables at a destination.
