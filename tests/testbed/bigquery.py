@@ -6,6 +6,7 @@ What is mended here:
 - A job's state is written down once it is done, not three times, and results of queries are dropped when many more have come.
 - Requests that are compressed are read, as the service does.
 - A stream that two ask to commit at the same time is committed once, as the service does.
+- CREATE OR REPLACE TABLE with columns AS SELECT empties a table and fills it at once: readers found it empty in between.
 - A MERGE inside of a transaction would begin another, which DuckDB 1.5 punishes by giving up the first one. (DuckDB 2, for which the emulator is written, only
   refuses; but its extensions cannot be had from a package registry.)
 """
@@ -131,6 +132,55 @@ class Cursor:
         return self._cursor.execute(sql, *more)
 
 
+class AtOnce:
+    """A cursor whose first statements, so many, are one transaction."""
+
+    def __init__(self, cursor, statements):
+        self._cursor, self._all, self._done = cursor, statements, 0
+
+    def __getattr__(self, name):
+        return getattr(self._cursor, name)
+
+    def execute(self, *statement):
+        if self._done == self._all:
+            return self._cursor.execute(*statement)
+        if self._done == 0:
+            self._cursor.execute("BEGIN")
+        rows = Rows(self._cursor.execute(*statement).fetchall())
+        self._done += 1
+        if self._done == self._all:
+            self._cursor.execute("COMMIT")
+        return rows
+
+    def end(self):
+        if 0 < self._done < self._all:
+            self._cursor.execute("ROLLBACK")
+
+
+class Rows(list):
+    """Of a statement whose cursor has done something else since."""
+
+    def fetchone(self):
+        return self[0] if self else None
+
+
+def at_once(run):
+    """CREATE OR REPLACE TABLE with columns AS SELECT is run as two statements."""
+
+    def whole(cursor, tree, context, destination, config, dry_run, isolated):
+        fills = isinstance(tree, exp.Create) and len(query.ddl.split(tree)) > 1
+        # A table that is new to other cursors is not found by the second statement; nobody reads it yet either.
+        if not fills or dry_run or id(cursor) in transactions or not tables.exists(*query._target(tree, context)):
+            return run(cursor, tree, context, destination, config, dry_run, isolated)
+        cursor = AtOnce(cursor, len(query.ddl.split(tree)))
+        try:
+            return run(cursor, tree, context, destination, config, dry_run, isolated)
+        finally:
+            cursor.end()
+
+    return whole
+
+
 def following(run):
     def followed(cursor, tree, *more):
         statistics = run(cursor, tree, *more)
@@ -161,7 +211,7 @@ def one_by_one(commit):
 write.commit = one_by_one(write.commit)
 from local_bigquery.grpc import server  # noqa: E402
 
-query._run = following(query._run)
+query._run = following(at_once(query._run))
 merge.run = mended(merge.run)
 
 
