@@ -57,7 +57,7 @@ setup: ## install the toolchains and Debian packages that are missing
 .PHONY: check
 check: setup helm ## formatting, lints, generated files, chart, scripts
 	@$(step) "format" cargo fmt --check
-	@if [[ $$(type -P cargo-clippy) || $${CI-} ]]; then $(step) "lint" cargo clippy --locked --all-targets -- --deny warnings; \
+	@if [[ $$(type -P cargo-clippy) || $${CI-} ]]; then $(step) "lint" cargo clippy --locked --workspace --all-targets -- --deny warnings; \
 	else echo "==> lint skipped: Debian has no clippy for its new Rust; rustup has"; fi
 	@$(step) "generated files" cargo run --locked --quiet -- crds --check
 	@$(step) "chart" helm lint --strict charts/mirror-operator

@@ -110,6 +110,7 @@ pub fn schema(columns: &[Types], destination: impl Fn(&Types) -> &'static str) -
         source: format!("c{place}"),
         destination: format!("c{place}"),
         source_type: types.0.into(),
+        base_type: None,
         source_type_oid: 1,
         destination_type: destination(types).into(),
         not_null: place == 0,

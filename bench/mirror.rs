@@ -9,6 +9,7 @@ use std::{
 use mirror_operator::{
     api::{mirror::SoftDelete, resync::OnOldSnapshot},
     brief::{Brief, DestinationPeer},
+    workload::KEEPS_MEMORY,
 };
 use serde_json::json;
 use tokio_postgres::Client;
@@ -86,7 +87,8 @@ impl Epoch {
     pub async fn workers(&self, partitions: u32) {
         let all = (0..partitions).map(|partition| {
             let mut command = self.command("snapshot");
-            command.env("JOB_COMPLETION_INDEX", partition.to_string());
+            let (name, value) = KEEPS_MEMORY;
+            command.env("JOB_COMPLETION_INDEX", partition.to_string()).env(name, value);
             process::run(command)
         });
         futures::future::join_all(all).await;

@@ -4,7 +4,7 @@ mod job;
 mod pipeline;
 mod pod;
 
-pub use job::{check_job, cleanup_job, forget_job, plan_job, snapshot_job, swap_job};
+pub use job::{KEEPS_MEMORY, check_job, cleanup_job, forget_job, plan_job, snapshot_job, swap_job};
 pub use pipeline::{PORT, brief_map, pipeline_service, pipeline_set};
 pub use pod::{EPOCH_LABEL, MADE_FROM, MIRROR_LABEL, RESYNC_LABEL, labels};
 
