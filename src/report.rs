@@ -24,6 +24,8 @@ pub struct Report {
     pub swap: Option<SwapReport>,
     /// The change stream.
     pub stream: Option<Stream>,
+    /// How the last look at the sequences went, if the epoch's tables bring theirs.
+    pub sequences: Option<SequencesReport>,
     /// Each table.
     pub tables: Vec<TableReport>,
 }
@@ -112,6 +114,14 @@ pub struct Stream {
     pub connected: bool,
     /// Whether the slot was lost: gone, or invalidated.
     pub slot_lost: Option<String>,
+}
+
+/// The sequences that come with the tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SequencesReport {
+    /// What keeps them from following the source's.
+    pub failure: Option<Failure>,
 }
 
 /// One table.

@@ -330,7 +330,7 @@ pub struct MirrorStatus {
     /// The last resyncs, newest first, ten at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resyncs: Vec<PastResync>,
-    /// `Ready`, `SlotHealthy`, `SchemaInSync`, `ResyncRequired`.
+    /// `Ready`, `SlotHealthy`, `SchemaInSync`, `ResyncRequired`, and with `sequences: Sync` `SequencesInSync`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "condition::schema")]
     pub conditions: Vec<Condition>,

@@ -281,6 +281,7 @@ impl Pass<'_> {
             return;
         }
         self.slot(status);
+        self.sequences(status);
         self.schema(status);
         if status.live_epoch == 0 {
             status.phase = if status.epoch == 0 { MirrorPhase::Pending } else { MirrorPhase::Failed };
@@ -383,6 +384,19 @@ impl Pass<'_> {
         match &stream.slot_lost {
             Some(why) => self.set(status, "SlotHealthy", Verdict::False, "Lost", why),
             None => self.set(status, "SlotHealthy", Verdict::True, "Healthy", "The slot keeps what is not applied yet."),
+        }
+    }
+
+    /// Whether writers could be let go on at the destination; nothing of it where the tables bring no sequences.
+    fn sequences(&self, status: &mut MirrorStatus) {
+        let Some(report) = self.stream_report(status) else { return };
+        match report.sequences.as_ref().map(|sequences| &sequences.failure) {
+            None => condition::clear(&mut status.conditions, "SequencesInSync"),
+            Some(None) => self.set(status, "SequencesInSync", Verdict::True, "InSync", "The sequences follow the source's."),
+            Some(Some(failure)) => {
+                let words = format!("{} It is tried again every 10 s.", failure.message);
+                self.set(status, "SequencesInSync", Verdict::False, &failure.reason, &words);
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     api::{Mirror, Peer, condition, mirror::MirrorPhase},
-    report::{Stage, Stream, TableReport},
+    report::{Failure, SequencesReport, Stage, Stream, TableReport},
 };
 
 fn now() -> Timestamp {
@@ -268,6 +268,21 @@ fn tables_that_were_changed_while_a_resync_ran_ask_for_another() {
     let Some(Ok(brief)) = &mut facts.brief else { panic!() };
     brief.epoch = 2;
     assert_eq!(said(&plan(&m, &facts, now()), "ResyncRequired").0, "True");
+}
+
+#[test]
+fn what_keeps_sequences_from_following_is_told_and_stops_nothing_else() {
+    let (m, mut facts) = live();
+    let verdict = |facts: &Observed| condition::get(&plan(&m, facts, now()).status.conditions, "SequencesInSync").cloned();
+    assert_eq!(verdict(&facts), None, "the tables bring none");
+    let failure = Failure { reason: "NameConflict".into(), message: "s is somebody's own.".into(), permanent: true };
+    facts.report.as_mut().unwrap().sequences = Some(SequencesReport { failure: Some(failure) });
+    let told = verdict(&facts).unwrap();
+    assert_eq!((told.status.as_str(), told.reason.as_str()), ("False", "NameConflict"));
+    assert_eq!(told.message, "s is somebody's own. It is tried again every 10 s.");
+    assert_eq!(said(&plan(&m, &facts, now()), "Ready").0, "True");
+    facts.report.as_mut().unwrap().sequences = Some(SequencesReport::default());
+    assert_eq!(verdict(&facts).unwrap().status, "True");
 }
 
 #[test]

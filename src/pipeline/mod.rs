@@ -211,6 +211,6 @@ async fn stream(brief: &Brief, destination: &dyn Destination, board: &Board, shu
     tokio::select! {
         ended = changes::stream(brief, destination, board, shutdown) => ended,
         never = retire::when_due(brief, destination, swap.as_ref()) => match never {},
-        never = sequences::follow(brief, destination) => match never {},
+        never = sequences::follow(brief, destination, board) => match never {},
     }
 }

@@ -191,8 +191,16 @@ async fn sequences_follow_so_that_the_destination_can_be_written_to() {
         if last == 101 { Ok(()) } else { Err(format!("{last}")) }
     })
     .await;
+    world.condition("m", "SequencesInSync", "True", LIMIT).await;
     let row = world.destination.query_one("INSERT INTO t (v) VALUES ('ours') RETURNING id", &[]).await.unwrap();
     assert_eq!(row.get::<_, i64>(0), 102);
+    world.destination.batch_execute("ALTER SEQUENCE t_id_seq RENAME TO aside; CREATE SEQUENCE t_id_seq").await.unwrap();
+    let told = world.condition("m", "SequencesInSync", "False", LIMIT).await;
+    let conditions = told.status.unwrap().conditions;
+    assert!(conditions.iter().any(|c| c.type_ == "SequencesInSync" && c.message.contains("t_id_seq")), "{conditions:?}");
+    assert!(conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True"), "{conditions:?}");
+    world.destination.batch_execute("DROP SEQUENCE t_id_seq; ALTER SEQUENCE aside RENAME TO t_id_seq").await.unwrap();
+    world.condition("m", "SequencesInSync", "True", LIMIT).await;
     world.end().await;
 }
 
