@@ -61,7 +61,8 @@ pub struct MirrorResyncSpec {
     /// What is carried from the old tables into the new ones.
     #[serde(default)]
     pub carry: Carry,
-    /// Whether the new tables are compared with the source before they are swapped. It can be changed until the resync begins.
+    /// Whether the new tables are compared with the source before they are swapped. None: only as the load does by itself. RowCount: both sides count their
+    /// rows. Checksum: and compute a checksum over all values, PostgreSQL destinations only. It can be changed until the resync begins.
     #[serde(default)]
     pub verification: Verification,
     /// How long the old tables are kept after the swap, as `<table>_old`. The next swap of the Mirror ends it.

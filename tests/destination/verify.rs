@@ -116,11 +116,41 @@ async fn a_lost_snapshot_empties_tables_of_which_the_source_was_not_asked<F: Fix
     assert_eq!((at.measure(&people).await.unwrap(), at.measure(&others).await.unwrap()), (rows(1), rows(3)));
 }
 
+/// Each of these replies is lost once, and the next try confirms what came of it.
+async fn what_was_found_is_recorded_whatever_reply_is_lost<F: Fixture>() {
+    let place = F::new().await;
+    let (brief, people) = (brief(&place, 1), people(&place));
+    let at = open(&brief).await;
+    until_loaded(&*at, &[(people.clone(), ROWS)]).await;
+    for verified in [false, true] {
+        let record = async |at: &dyn Destination| match verified {
+            false => at.measured(&people, 1, &rows(3)).await,
+            true => at.verified(&people, &rows(3), Some("once")).await,
+        };
+        for n in (1 + std::process::id() % F::STRIDE..).step_by(F::STRIDE as usize) {
+            let (cut, has_cut) = place.through_cut(brief.clone(), n).await;
+            let outcome = record(&*open(&cut).await).await;
+            let lost = has_cut();
+            assert!(outcome.is_ok() || lost && matches!(outcome, Err(Error::Transient(_))), "request {n}: {outcome:?}");
+            record(&*at).await.unwrap();
+            if !lost {
+                break;
+            }
+        }
+        at.seal().await.unwrap();
+    }
+    at.carry().await.unwrap();
+    at.swap().await.unwrap();
+    let (_, reports) = at.progress().await.unwrap();
+    assert_eq!((reports[0].rows_verified, reports[0].note.as_deref()), (Some(3), Some("once")));
+}
+
 for_every_kind! {
     a_table_is_complete_only_once_the_source_has_said_what_it_has_and_swapped_only_once_verified;
     a_row_that_vanished_from_a_shadow_or_came_to_it_is_found;
     rows_that_are_carried_do_not_count;
     a_lost_snapshot_empties_tables_of_which_the_source_was_not_asked;
+    what_was_found_is_recorded_whatever_reply_is_lost;
 }
 
 #[tokio::test(flavor = "multi_thread")]

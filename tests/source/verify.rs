@@ -4,12 +4,16 @@ use mirror_operator::{
     api::resync::Verification,
     brief::Brief,
     destination, finish,
+    postgres::{Connection, connect, ident},
     report::{Failure, Stage, TableReport},
+    table::{Column, Identity, TableName, TableSchema},
+    verify::{Side, selection},
 };
 
 use crate::{
     fixture::{Fixture, kill, number},
     load::{Pod, work},
+    support,
 };
 
 const SHOP: &str = "
@@ -186,4 +190,47 @@ async fn checksums_agree_whatever_the_settings_of_both_databases_and_find_a_chan
     assert!(!message.contains("slash"), "{message}");
     drop((source, target));
     end(fixture, pod).await;
+}
+
+/// `public.t` with these columns, of the same types on both sides.
+fn table(columns: &[(&str, &str)]) -> TableSchema {
+    let column = |(name, type_): &(&str, &str)| Column {
+        source: (*name).into(),
+        destination: (*name).into(),
+        source_type: (*type_).into(),
+        base_type: None,
+        source_type_oid: 1,
+        destination_type: (*type_).into(),
+        not_null: false,
+        generated: None,
+        binary: true,
+        as_text: false,
+    };
+    let name = TableName { schema: "public".into(), name: "t".into() };
+    let columns = columns.iter().map(column).collect();
+    TableSchema { number: 0, source: name.clone(), source_oid: 1, destination: name, columns, identity: Identity::Key(vec![0]) }
+}
+
+#[tokio::test]
+async fn checksums_agree_between_databases_of_different_encodings() {
+    let schema = table(&[("id", "integer"), ("v", "text")]);
+    let mut sums = Vec::new();
+    for side in [support::SOURCE, support::DESTINATION] {
+        let server = support::server(side);
+        let admin = connect::connect(&server, "test").await.unwrap();
+        for encoding in ["UTF8", "LATIN1", "SQL_ASCII"] {
+            let database = format!("mo_test_{}_{}", std::process::id(), support::unique());
+            let create = format!("CREATE DATABASE {} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0", ident(&database));
+            admin.batch_execute(&create).await.unwrap();
+            let client = connect::connect(&Connection { database: database.clone(), ..server.clone() }, "test").await.unwrap();
+            let rows = "CREATE TABLE public.t (id int, v text); INSERT INTO public.t VALUES (1, 'Zoë'), (2, '\\ \"naïve\"'), (3, NULL)";
+            client.batch_execute(rows).await.unwrap();
+            let sql = format!("SELECT {} FROM public.t", selection(&schema, Side::Source, Verification::Checksum));
+            let row = client.query_one(&sql, &[]).await.unwrap();
+            sums.push((row.get::<_, i64>(0), row.get::<_, String>(1)));
+            drop(client);
+            admin.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", ident(&database))).await.unwrap();
+        }
+    }
+    assert!(sums.iter().all(|sum| *sum == sums[0] && sum.0 == 3 && sum.1 != "0"), "{sums:?}");
 }
