@@ -63,6 +63,7 @@ impl Epoch {
             mode: Default::default(),
             load: true,
             carry: Default::default(),
+            verification: Default::default(),
             old_snapshot_wait_millis: 0,
             on_old_snapshot: OnOldSnapshot::Proceed,
             keep_old_millis: 0,

@@ -7,7 +7,7 @@ use crate::{
         MirrorSpec,
         mirror::{Mode, Replication, Sequences, Snapshot, SoftDelete, Table},
         pod::Placement,
-        resync::{Carry, OnOldSnapshot},
+        resync::{Carry, OnOldSnapshot, Verification},
     },
     destination::{bigquery, clickhouse, snowflake},
     name,
@@ -68,6 +68,9 @@ pub struct Brief {
     pub pods: Placement,
     /// What is carried.
     pub carry: Carry,
+    /// Whether the new tables are compared with the source.
+    #[serde(default)]
+    pub verification: Verification,
     /// Milliseconds that the swap waits for old snapshots at the destination.
     pub old_snapshot_wait_millis: u64,
     /// What happens after that.

@@ -21,4 +21,5 @@ pub mod stream;
 pub mod table;
 pub mod termination;
 pub mod trouble;
+pub mod verify;
 pub mod workload;

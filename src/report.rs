@@ -138,6 +138,8 @@ pub struct TableReport {
     pub carried_deleted: i64,
     /// Missing rows carried.
     pub carried_missing: i64,
+    /// Rows that source and shadow both have, once that was found.
+    pub rows_verified: Option<i64>,
     /// A remark, such as why nothing was carried.
     pub note: Option<String>,
     /// Whether load, key and indexes are complete.

@@ -19,6 +19,7 @@ use super::{
     doc = "Rebuilds the tables of a Mirror from scratch behind the readers' back, once.",
     validation = Rule::new("!self.metadata.name.contains('.')").message("the name of a MirrorResync may not hold a dot: the pods of its Jobs are named after it"),
     validation = Rule::new("size(self.metadata.name) <= 48").message("the name of a MirrorResync may have 48 characters at most: its Jobs are named after it"),
+    validation = Rule::new("self.spec.verification == oldSelf.spec.verification || !has(oldSelf.status) || !has(oldSelf.status.epoch)").message("verification cannot be changed once the resync has begun: make a new MirrorResync"),
     printcolumn(name = "Mirror", type_ = "string", json_path = ".spec.mirror"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Progress", type_ = "string", json_path = ".status.progress"),
@@ -60,6 +61,10 @@ pub struct MirrorResyncSpec {
     /// What is carried from the old tables into the new ones.
     #[serde(default)]
     pub carry: Carry,
+    /// Whether the new tables are compared with the source before they are swapped. None: only as the load does by itself. RowCount: both sides count their
+    /// rows. Checksum: and compute a checksum over all values, PostgreSQL destinations only. It can be changed until the resync begins.
+    #[serde(default)]
+    pub verification: Verification,
     /// How long the old tables are kept after the swap, as `<table>_old`. The next swap of the Mirror ends it.
     #[serde(default = "default_keep_old")]
     pub keep_old: Span,
@@ -118,6 +123,19 @@ pub struct Carry {
     pub soft_deleted: bool,
     /// Rows that are live in the old table but gone from the source, flagged as deleted now. They are counted apart.
     pub missing: bool,
+}
+
+/// Whether the new tables are compared with the source before they are swapped. Each table is compared with the very snapshot that it was loaded from; rows
+/// that were carried over do not count. A difference ends the resync as `VerificationFailed`, and the live tables stay as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Verification {
+    /// Only as the load does by itself.
+    #[default]
+    None,
+    /// The source counts its rows, the destination those of the new table. Both read each table once more.
+    RowCount,
+    /// RowCount, and a checksum over all values, which both compute. Destinations of the kind PostgreSQL only.
+    Checksum,
 }
 
 /// Overrides of the Mirror's `snapshot`.
@@ -248,7 +266,7 @@ pub struct MirrorResyncStatus {
     /// Whether the old pipeline and its slot were dropped: from then on the live tables stand still until a resync succeeds.
     #[serde(default)]
     pub old_pipeline_dropped: bool,
-    /// `Succeeded`, and one for each finished step: `Planned`, `Loaded`, `Swapped`.
+    /// `Succeeded`, and one for each finished step: `Planned`, `Loaded`, `Verified`, `Swapped`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "condition::schema")]
     pub conditions: Vec<Condition>,
@@ -365,6 +383,9 @@ pub struct TableProgress {
     /// Rows gone from the source unnoticed, carried over as deleted.
     #[serde(default)]
     pub missing_carried: i64,
+    /// Rows that source and new table both have, as the verification found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_verified: Option<i64>,
     /// Why nothing was carried, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,

@@ -21,6 +21,7 @@ use crate::{
         type_map::{self, SourceType},
     },
     table::{TableName, TableSchema},
+    verify::Measure,
 };
 
 /// What went wrong at a destination, ready for people.
@@ -118,6 +119,10 @@ pub struct LedgerTable {
     pub gate: Lsn,
     /// Whether load, key and indexes are complete.
     pub sealed: bool,
+    /// What the source has of it in the snapshot that it is loaded from, if that was asked for.
+    pub measured: Option<Measure>,
+    /// Whether its shadow was found to be as the source has it.
+    pub verified: bool,
     /// Why the change stream passes it over.
     pub parked: Option<String>,
     /// What differs between the source's table and ours and wants a resync.
@@ -156,7 +161,8 @@ pub trait Destination: Send + Sync {
     async fn create_shadows(&self, boundary: Boundary, tables: &[TableSchema], plan: &Plan) -> Result<(), Error>;
 
     /// A new snapshot has replaced a lost one: tables with a chunk that is not loaded yet are emptied and all their chunks are to be loaded again,
-    /// on `boundary`. Complete tables stay, sealed or not. Does nothing if `boundary`'s generation is not newer than the ledger's.
+    /// on `boundary`. So are those that are to be verified and of which nobody has asked the source yet ([`measured`](Self::measured)): it cannot tell any more.
+    /// Complete tables stay, sealed or not. Does nothing if `boundary`'s generation is not newer than the ledger's.
     async fn renew_snapshot(&self, boundary: Boundary) -> Result<(), Error>;
 
     /// The tables of this epoch.
@@ -176,7 +182,11 @@ pub trait Destination: Send + Sync {
         rows: BoxStream<'_, Result<Bytes, String>>,
     ) -> Result<Loaded, Error>;
 
-    /// Builds the keys and indexes of every table whose chunks are all loaded. Several callers share the work; when it returns, every table that was
+    /// Records what the source has of a table in the snapshot of `generation`. Where the brief wants tables verified, none is complete before.
+    /// Errors: [`Error::StaleSnapshot`] when the table is not loaded from that one.
+    async fn measured(&self, table: &TableSchema, generation: u32, at_source: &Measure) -> Result<(), Error>;
+
+    /// Builds the keys and indexes of every table that is complete: its chunks are all loaded. Several callers share the work; when it returns, every table that was
     /// complete at the call is sealed.
     async fn seal(&self) -> Result<(), Error>;
 
@@ -192,6 +202,12 @@ pub trait Destination: Send + Sync {
         Ok(())
     }
 
+    /// What the shadow of a table has of the source's rows: those that were carried are left out. Needs the table sealed.
+    async fn measure(&self, table: &TableSchema) -> Result<Measure, Error>;
+
+    /// Records that a table's shadow was found to be as the source has it, and a remark on what could not be looked at.
+    async fn verified(&self, table: &TableSchema, found: &Measure, remark: Option<&str>) -> Result<(), Error>;
+
     /// What would keep these sequences from being made here, each with its cure. Changes nothing. Nothing, where there are no sequences.
     async fn sequence_problems(&self, _sequences: &[Sequence]) -> Result<Vec<Failure>, Error> {
         Ok(vec![])
@@ -203,7 +219,8 @@ pub trait Destination: Send + Sync {
         Ok(())
     }
 
-    /// Gives the shadows the live names and retires the old tables. Readers see either all old or all new tables. Needs every table carried.
+    /// Gives the shadows the live names and retires the old tables. Readers see either all old or all new tables. Needs every table carried, and where the
+    /// brief wants that, verified.
     async fn swap(&self) -> Result<SwapReport, Error>;
 
     /// What the swap did; `None` before it.

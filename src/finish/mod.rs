@@ -1,14 +1,20 @@
 //! The bodies of the short Jobs that end things: swap, cleanup, forget. Each may run again after it died at any point.
 
+use futures::{StreamExt, TryStreamExt, stream};
+
 use crate::{
     api::mirror::Sequences,
     brief::Brief,
-    destination::{self, Destination},
+    destination::{self, Destination, LedgerTable},
     postgres::connect,
     report::{Failure, SwapReport},
     source::{Error, sequence, slot},
     trouble::Trouble,
+    verify,
 };
+
+/// Shadows that are read for a comparison at the same time.
+const COMPARED: usize = 4;
 
 /// Carries rows and swaps the tables; drops the old ones at once if they are not to be kept.
 pub async fn swap(brief: &Brief) -> Result<SwapReport, Failure> {
@@ -35,6 +41,7 @@ pub async fn swap_at(brief: &Brief, destination: &dyn Destination) -> Result<Swa
         Some(report) => report,
         None => {
             destination.carry().await?;
+            verify(brief, destination).await?;
             refuse_lost_slot(brief).await?;
             // Before the swap, so that nobody finds the new tables without; not in its transaction, for what a sequence does is never taken back.
             follow_sequences(brief, destination).await?;
@@ -48,6 +55,27 @@ pub async fn swap_at(brief: &Brief, destination: &dyn Destination) -> Result<Swa
         tracing::warn!(%error, "the old tables could not be dropped yet");
     }
     Ok(report)
+}
+
+/// Compares the shadows with what the source has, if the brief wants that. Last of all, so that nothing that happened to a shadow since its load goes unnoticed;
+/// what was compared once is not read again while the swap is tried again.
+async fn verify(brief: &Brief, destination: &dyn Destination) -> Result<(), Trouble> {
+    if !verify::is_wanted(brief) {
+        return Ok(());
+    }
+    let left: Vec<_> = destination.tables().await?.into_iter().filter(|table| !table.verified).collect();
+    let compared = left.iter().map(|table| verify_table(brief, destination, table));
+    stream::iter(compared.collect::<Vec<_>>()).buffer_unordered(COMPARED).try_collect().await
+}
+
+async fn verify_table(brief: &Brief, destination: &dyn Destination, table: &LedgerTable) -> Result<(), Trouble> {
+    let Some(at_source) = &table.measured else {
+        return Err(Trouble::Waiting(format!("{}: the source has not been asked yet what it has", table.schema.source)));
+    };
+    let found = destination.measure(&table.schema).await?;
+    verify::compare(&table.schema, at_source, &found).map_err(destination::Error::Permanent)?;
+    let remark = verify::remark(&table.schema, brief.verification);
+    Ok(destination.verified(&table.schema, &found, remark.as_deref()).await?)
 }
 
 /// Brings the destination's sequences to where the source's are, if the Mirror wants that.

@@ -5,7 +5,7 @@ use crate::{
         Mirror, MirrorResync, MirrorSpec, Peer,
         mirror::{Sequences, Snapshot, SoftDelete, Table},
         peer::Role,
-        resync::{Carry, SnapshotOverrides},
+        resync::{Carry, SnapshotOverrides, Verification},
     },
     brief::{Brief, DestinationPeer},
     name,
@@ -67,6 +67,7 @@ pub fn brief(
         replication: spec.replication.clone(),
         pods: spec.pods.clone(),
         carry: if load { wanted.carry.clone() } else { Carry { soft_deleted: false, missing: false } },
+        verification: if load { wanted.verification } else { Verification::None },
         old_snapshot_wait_millis: millis(&wanted.swap.old_snapshot_wait),
         on_old_snapshot: wanted.swap.on_old_snapshot,
         keep_old_millis: millis(&wanted.keep_old),
@@ -190,6 +191,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::verify;
 
     fn object<T: serde::de::DeserializeOwned>(kind: &str, name: &str, spec: serde_json::Value) -> T {
         let api_version = "mirror-operator.io/v1alpha1";
@@ -276,6 +278,34 @@ mod tests {
         assert!(made_from(&made, &with.spec) && !made_from(&made, &without.spec));
         assert!(brief(&with, None, 1, Some(&source), Some(&to("clickhouse"))).unwrap_err().contains("has no sequences"));
         assert!(brief(&without, None, 1, Some(&source), Some(&to("clickhouse"))).is_ok());
+    }
+
+    #[test]
+    fn a_resync_says_whether_what_it_loads_is_verified_and_checksums_serve_postgres_only() {
+        let at = json!({ "host": "h", "database": "d", "user": "u" });
+        let source: Peer = object("Peer", "a", json!({ "roles": ["Source"], "postgres": at }));
+        let to = |kind: &str| -> Peer { object("Peer", "b", json!({ "roles": ["Destination"], kind: at })) };
+        let spec = json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.t" }] });
+        let mut mirror: Mirror = object("Mirror", "m", spec);
+        let made = |mirror: &Mirror, kind: &str, verification: &str| {
+            let resync: MirrorResync = object("MirrorResync", "r", json!({ "mirror": "m", "verification": verification }));
+            brief(mirror, Some(&resync), 1, Some(&source), Some(&to(kind))).unwrap()
+        };
+        for (kind, verification, served) in [
+            ("postgres", "Checksum", true),
+            ("postgres", "RowCount", true),
+            ("clickhouse", "RowCount", true),
+            ("clickhouse", "Checksum", false),
+        ] {
+            let made = made(&mirror, kind, verification);
+            assert!(verify::is_wanted(&made));
+            let problem = verify::problem(&made);
+            assert_eq!(problem.is_none(), served, "{kind}, {verification}");
+            assert!(problem.is_none_or(|p| p.reason == "VerificationUnsupported" && p.message.contains("RowCount")));
+        }
+        assert!(!verify::is_wanted(&brief(&mirror, None, 1, Some(&source), Some(&to("postgres"))).unwrap()));
+        mirror.spec.initial_load = false;
+        assert!(!verify::is_wanted(&made(&mirror, "postgres", "RowCount")), "nothing is loaded");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::{
     },
     table::TableSchema,
     trouble::{Trouble, together},
+    verify,
 };
 
 /// When to say whom the creation of a slot waits for.
@@ -33,6 +34,7 @@ pub async fn check(brief: &Brief, destination: &dyn Destination) -> Result<(), T
     let mut problems = loops::check(brief, &client, &tables).await?;
     problems.extend(preflight::check(&client, brief, &tables).await?);
     problems.extend(of_tables);
+    problems.extend(verify::problem(brief));
     problems.extend(destination.preflight(&tables).await?);
     if brief.sequences == Sequences::Sync {
         let sequences = sequence::read(&client, &tables).await?;

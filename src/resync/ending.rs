@@ -7,7 +7,7 @@ use crate::{
     api::{
         MirrorResyncStatus,
         condition::{self, Verdict},
-        resync::{Ending, Outcome, Phase, Step},
+        resync::{Ending, Outcome, Phase, Step, Verification},
     },
     mirror::FORCE_ANNOTATION,
     report::{Failure, Stage},
@@ -205,6 +205,16 @@ impl Pass<'_> {
         self.finished(status, "Swapped", &format!("The tables were swapped within {millis} ms."));
         status.progress = Some("100%".into());
         millis
+    }
+
+    /// The swap Job swaps nothing that it has not verified, where that is wanted.
+    pub(super) fn note_verified(&self, status: &mut MirrorResyncStatus) {
+        let verified: Option<Vec<i64>> = status.tables.iter().map(|t| t.rows_verified).collect();
+        let Some(rows) = verified.filter(|rows| !rows.is_empty()) else { return };
+        let (sum, tables) = (rows.iter().sum::<i64>(), rows.len());
+        let checksums = if self.resync.spec.verification == Verification::Checksum { ", and so are their checksums" } else { "" };
+        let words = format!("The rows of {tables} tables are as many as the source has in the snapshot, {sum} in all{checksums}.");
+        self.finished(status, "Verified", &words);
     }
 
     pub(super) fn close(&self, status: &mut MirrorResyncStatus, phase: Phase, verdict: Verdict, reason: &str, message: &str) {

@@ -279,7 +279,7 @@ impl Pass<'_> {
         }
         let long_ago = job.completed && job.ended.is_some_and(|ended| self.now.duration_since(ended) >= GRACE);
         let left = long_ago && self.seen.report.as_ref().is_some_and(|r| r.stage == Stage::Loading);
-        left.then(|| "The snapshot Job is complete, but some chunks are to be loaded again. Starting it anew.".into())
+        left.then(|| "The snapshot Job is complete, but some tables are not. Starting it anew.".into())
     }
 
     fn snapshot_job(&self, status: &MirrorResyncStatus) -> Option<Effect> {
@@ -295,6 +295,7 @@ impl Pass<'_> {
 
     fn swap(&self, mut status: MirrorResyncStatus) -> Plan {
         status::progress(&mut status, self.seen.report.as_ref(), self.now);
+        self.note_verified(&mut status);
         if status.swap.is_none() {
             let given_up = || self.seen.swap_job.as_ref().and_then(|job| job_failure(job, "SwapFailed"));
             if let Some(failure) = self.permanent().map(|(_, failure)| failure).or_else(given_up) {

@@ -45,6 +45,7 @@ pub fn progress(status: &mut MirrorResyncStatus, report: Option<&Report>, now: T
                 rows_loaded: t.rows_loaded,
                 soft_deleted_carried: t.carried_deleted,
                 missing_carried: t.carried_missing,
+                rows_verified: t.rows_verified,
                 note: t.note.clone(),
                 swapped_at: swapped_at.clone(),
             })

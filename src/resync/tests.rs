@@ -5,6 +5,7 @@ use serde_json::json;
 
 mod dry;
 mod ends;
+mod verify;
 
 use super::*;
 use crate::{

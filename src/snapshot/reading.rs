@@ -1,6 +1,9 @@
 //! Reads chunks under the snapshot, one after the other.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -8,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     brief::Brief,
-    destination::{self, Chunk, Destination},
+    destination::{self, Chunk, Destination, LedgerTable},
     postgres::connect,
     report::{Failure, HeldSnapshot},
     source::{
@@ -21,6 +24,7 @@ use crate::{
     },
     table::TableSchema,
     trouble::Trouble,
+    verify,
 };
 
 /// A chunk whose rows have begun to come.
@@ -110,6 +114,37 @@ impl<'a> Reading<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Asks the source what it has of the tables in the snapshot, if they are to be verified: one after the other, as long as there is one that nobody has asked
+    /// for. Those that another worker asks for are that one's: whoever is last to complete a table seals it.
+    pub async fn measure(&mut self) -> Result<(), Trouble> {
+        if !verify::is_wanted(self.brief) {
+            return Ok(());
+        }
+        let (brief, mut seen) = (self.brief, HashSet::new());
+        while let Some(table) = self.unmeasured(&seen).await? {
+            seen.insert(table.schema.number);
+            self.hold().await?;
+            if !self.session().await?.claim_table(brief, table.schema.number).await? {
+                continue;
+            }
+            let (Some(held), Some(mut reader)) = (&self.held, self.reader.take()) else { continue };
+            if table.gate != held.holder.lsn() {
+                return Err(destination::Error::StaleSnapshot { current: held.generation + 1 }.into());
+            }
+            let measure = reader.measure(held.holder.name(), held.holder.lsn(), &table.schema, brief.verification).await?;
+            self.destination.measured(&table.schema, held.generation, &measure).await?;
+            tracing::debug!(table = %table.schema.source, rows = measure.rows, "measured at the source");
+            self.reader = Some(reader);
+        }
+        Ok(())
+    }
+
+    /// A table of which nobody has asked the source what it has. Read anew each time: others ask too.
+    async fn unmeasured(&self, seen: &HashSet<u32>) -> Result<Option<LedgerTable>, destination::Error> {
+        let tables = self.destination.tables().await?;
+        Ok(tables.into_iter().find(|t| t.measured.is_none() && !seen.contains(&t.schema.number)))
     }
 
     /// Whether nobody else works on a partition; it is this worker's then.

@@ -46,10 +46,7 @@ impl Reader {
 
     /// Begins to read a chunk as the snapshot `name` sees it. The transaction is short, so that whoever waits for the table's lock waits for one chunk.
     pub async fn open(&mut self, name: &str, lsn: Lsn, table: &TableSchema, chunk: &Chunk) -> Result<Rows<'_>, Error> {
-        self.session.query(&snapshot::beginning(name)).await.map_err(|cause| match &cause {
-            WireError::Server { sqlstate, .. } if snapshot::is_gone(sqlstate) => Error::SnapshotGone { name: name.into(), lsn },
-            _ => reading(format!("importing the snapshot at {lsn}"), cause),
-        })?;
+        self.begin(name, lsn).await?;
         let what = format!("reading {} (relation {}, from block {})", table.source, chunk.relation, chunk.first_block);
         let named = self.session.query(&relation(chunk.relation)).await.map_err(|cause| reading(&what, cause))?;
         let Some(Some(now)) = named.first().and_then(|row| row.first()) else {
@@ -59,21 +56,38 @@ impl Reader {
         Ok(Rows { session: &mut self.session, statement: statement(table, now, chunk), relation: chunk.relation, what })
     }
 
+    /// Begins a transaction that sees exactly the snapshot.
+    pub(super) async fn begin(&mut self, name: &str, lsn: Lsn) -> Result<(), Error> {
+        self.query(&snapshot::beginning(name)).await.map(drop).map_err(|cause| match &cause {
+            WireError::Server { sqlstate, .. } if snapshot::is_gone(sqlstate) => Error::SnapshotGone { name: name.into(), lsn },
+            _ => reading(format!("importing the snapshot at {lsn}"), cause),
+        })
+    }
+
+    /// Runs SQL and returns all rows as texts.
+    pub(super) async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, WireError> {
+        self.session.query(sql).await
+    }
+
     /// Whether this session is the only one that works on `partition`. Told by an advisory lock, which ends with the session.
     pub async fn claim(&mut self, brief: &Brief, partition: u32) -> Result<bool, Error> {
-        let sql = format!("SELECT pg_try_advisory_lock(hashtext({}), {partition})", literal(&brief.application_name("partition")));
-        let answer = self.session.query(&sql).await.map_err(|cause| reading("claiming a partition", cause))?;
+        self.claim_as(&brief.application_name("partition"), partition).await
+    }
+
+    pub(super) async fn claim_as(&mut self, role: &str, number: u32) -> Result<bool, Error> {
+        let sql = format!("SELECT pg_try_advisory_lock(hashtext({}), {number})", literal(role));
+        let answer = self.query(&sql).await.map_err(|cause| reading("claiming a part of the work", cause))?;
         Ok(is_true(&answer))
     }
 }
 
 /// The error of a statement, with what was being done.
-fn reading(doing: impl Into<String>, cause: WireError) -> Error {
+pub(super) fn reading(doing: impl Into<String>, cause: WireError) -> Error {
     Error::Reading { doing: doing.into(), cause }
 }
 
 /// Whether a statement's answer is a single `true`.
-fn is_true(answer: &[Vec<Option<String>>]) -> bool {
+pub(super) fn is_true(answer: &[Vec<Option<String>>]) -> bool {
     matches!(answer, [row] if matches!(row.as_slice(), [Some(value)] if value == "t"))
 }
 

@@ -191,6 +191,7 @@ mod tests {
             mode: Default::default(),
             load: true,
             carry: resync::Carry::default(),
+            verification: Default::default(),
             old_snapshot_wait_millis: 0,
             on_old_snapshot: resync::OnOldSnapshot::Proceed,
             keep_old_millis: 0,

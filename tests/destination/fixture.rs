@@ -109,6 +109,7 @@ pub fn brief(uid: &str, epoch: u32, source: Connection, destination: Destination
         mode: Default::default(),
         load: true,
         carry: resync::Carry::default(),
+        verification: Default::default(),
         old_snapshot_wait_millis: 2_000,
         on_old_snapshot: resync::OnOldSnapshot::Proceed,
         keep_old_millis: 0,

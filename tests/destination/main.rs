@@ -21,3 +21,4 @@ mod proxy;
 mod snowflake;
 mod speed;
 mod swap;
+mod verify;

@@ -22,5 +22,6 @@ mod snowflake;
 mod stream;
 #[path = "../support/tls.rs"]
 mod tls;
+mod verify;
 mod visible;
 mod world;

@@ -77,6 +77,7 @@ impl Fixture {
             mode: Default::default(),
             load: true,
             carry: resync::Carry::default(),
+            verification: Default::default(),
             old_snapshot_wait_millis: 1_000,
             on_old_snapshot: resync::OnOldSnapshot::Proceed,
             keep_old_millis: 0,

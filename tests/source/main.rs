@@ -16,3 +16,4 @@ mod load;
 mod memory;
 mod rehearsal;
 mod sequences;
+mod verify;

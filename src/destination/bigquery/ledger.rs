@@ -67,6 +67,8 @@ facts! {
     Sealed = "sealed" { note: Option<String>, }
     /// A table's rows are carried.
     Carried = "carried" { deleted: i64, missing: i64, note: Option<String>, }
+    /// A table's shadow was found to have what the source has; the version is the generation.
+    Verified = "verified" { rows: u64, note: Option<String>, }
     /// All tables are swapped.
     Swapped = "swapped" { at: String, millis: i64, retries: u32, }
     /// The change stream passes a table over.

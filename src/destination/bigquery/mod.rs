@@ -24,6 +24,7 @@ mod seal;
 mod shadow;
 mod swap;
 pub mod types;
+mod verify;
 mod write;
 
 use std::{
@@ -45,6 +46,7 @@ use crate::{
     report::{Failure, Load, PeerReport, SwapReport, TableReport},
     source::type_map::SourceType,
     table::{TableName, TableSchema},
+    verify::Measure,
 };
 use client::Client;
 use error::{meaning, permanent};
@@ -209,6 +211,10 @@ impl Destination for BigQuery {
         load::chunk(self, table, chunk, generation, rows).await
     }
 
+    async fn measured(&self, table: &TableSchema, generation: u32, at_source: &Measure) -> Result<(), Error> {
+        verify::measured(self, table, generation, at_source).await
+    }
+
     async fn seal(&self) -> Result<(), Error> {
         seal::seal(self).await
     }
@@ -219,6 +225,14 @@ impl Destination for BigQuery {
 
     async fn carry(&self) -> Result<(), Error> {
         carry::carry(self).await
+    }
+
+    async fn measure(&self, table: &TableSchema) -> Result<Measure, Error> {
+        verify::measure(self, table).await
+    }
+
+    async fn verified(&self, table: &TableSchema, found: &Measure, remark: Option<&str>) -> Result<(), Error> {
+        verify::verified(self, table, found, remark).await
     }
 
     async fn swap(&self) -> Result<SwapReport, Error> {

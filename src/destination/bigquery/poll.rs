@@ -93,7 +93,8 @@ pub(super) async fn tables(at: &BigQuery) -> Result<Vec<LedgerTable>, Error> {
     let table = |(number, _, table): (u32, u64, Table)| {
         let (sealed, parked) = (facts.is_sealed(number, table.generation)?, facts.get::<Parked>(number)?.map(|p| p.why));
         let drift = facts.get::<Drifted>(number)?.map(|d| d.drift).unwrap_or_default();
-        Ok(LedgerTable { schema: table.schema, gate: table.gate, sealed, parked, drift })
+        let (measured, verified) = (facts.measured(number, table.generation)?, facts.verified(number, table.generation)?.is_some());
+        Ok(LedgerTable { schema: table.schema, gate: table.gate, sealed, measured, verified, parked, drift })
     };
     facts.all::<Table>()?.into_iter().map(table).collect()
 }
@@ -133,7 +134,9 @@ fn report(facts: &Facts, number: u32, table: &Table, rows_loaded: i64) -> Result
     let carried = facts.get::<Carried>(number)?;
     let counted = facts.get::<Counted>(number)?;
     let drift = facts.get::<Drifted>(number)?.map(|d| d.drift.into_iter().collect::<Vec<_>>());
-    let notes = [facts.get::<Sealed>(number)?.and_then(|s| s.note), carried.as_ref().and_then(|c| c.note.clone())];
+    let verified = facts.verified(number, table.generation)?;
+    let remark = verified.as_ref().and_then(|v| v.note.clone());
+    let notes = [facts.get::<Sealed>(number)?.and_then(|s| s.note), carried.as_ref().and_then(|c| c.note.clone()), remark];
     let notes: Vec<String> = notes.into_iter().flatten().collect();
     Ok(TableReport {
         source: table.schema.source.to_string(),
@@ -141,6 +144,7 @@ fn report(facts: &Facts, number: u32, table: &Table, rows_loaded: i64) -> Result
         rows_loaded,
         carried_deleted: carried.as_ref().map_or(0, |c| c.deleted),
         carried_missing: carried.as_ref().map_or(0, |c| c.missing),
+        rows_verified: verified.map(|v| v.rows as i64),
         note: (!notes.is_empty()).then(|| notes.join("; ")),
         sealed: facts.is_sealed(number, table.generation)?,
         parked: facts.get::<Parked>(number)?.map(|p| p.why),

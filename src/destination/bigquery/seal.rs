@@ -12,6 +12,7 @@ use super::{
 use crate::{
     destination::Error,
     table::{TableName, TableSchema},
+    verify::Measure,
 };
 
 /// What a table's description has that people decide on, beside its columns and labels.
@@ -31,9 +32,9 @@ pub(super) async fn seal(at: &BigQuery) -> Result<(), Error> {
         if facts.is_sealed(number, table.generation)? {
             continue;
         }
-        let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND, Sealed::KIND]).await?;
+        let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND, Measure::KIND, Sealed::KIND]).await?;
         let Some(table) = facts.get::<Table>(number)? else { return Err(at.gone()) };
-        if facts.is_sealed(number, table.generation)? || facts.pending()?.iter().any(|chunk| chunk.table == number) {
+        if facts.is_sealed(number, table.generation)? || facts.incomplete(&at.brief)?.contains(&number) {
             continue;
         }
         let shadow = shadow_of(at, &table);
@@ -51,7 +52,12 @@ pub(super) async fn seal(at: &BigQuery) -> Result<(), Error> {
 
 /// The rows of a table, as a query counts them, which costs nothing.
 pub(super) async fn rows(at: &BigQuery, table: &TableName) -> Result<Option<u64>, Error> {
-    let rows = at.jobs().await?.rows(format!("SELECT CAST(COUNT(*) AS STRING) FROM {}", at.quoted(table))).await;
+    rows_where(at, table, "").await
+}
+
+/// The same under a condition, of which the columns are billed.
+pub(super) async fn rows_where(at: &BigQuery, table: &TableName, condition: &str) -> Result<Option<u64>, Error> {
+    let rows = at.jobs().await?.rows(format!("SELECT CAST(COUNT(*) AS STRING) FROM {}{condition}", at.quoted(table))).await;
     let rows = rows.map_err(|e| meaning(&e, &format!("counting rows of {table}")))?;
     Ok(rows.first().and_then(|row| row.first()?.as_ref()?.parse().ok()))
 }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::{
     BigQuery,
     error::{meaning, permanent},
-    ledger::{self, Carried, Fact, Facts, Sealed, Swapped, Table, shadow_of},
+    ledger::{self, Carried, Fact, Facts, Sealed, Swapped, Table, Verified, shadow_of},
     live::{self, Live},
     mark::{self, Mark, State},
     retire, seal,
@@ -31,7 +31,7 @@ const AT_ONCE: usize = 16;
 
 /// See [`Destination::swap`](crate::destination::Destination::swap).
 pub(super) async fn swap(at: &BigQuery) -> Result<SwapReport, Error> {
-    let facts = at.facts(&[Table::KIND, Sealed::KIND, Carried::KIND, Swapped::KIND]).await?;
+    let facts = at.facts(&[Table::KIND, Sealed::KIND, Carried::KIND, Verified::KIND, Swapped::KIND]).await?;
     if let Some(swapped) = facts.get::<Swapped>(0)? {
         return Ok(ledger::report_of(swapped));
     }
@@ -81,6 +81,7 @@ async fn prepare(at: &BigQuery, facts: &Facts, table: Table) -> Result<Swap, Err
     if !facts.is_sealed(number, table.generation)? || facts.get::<Carried>(number)?.is_none() {
         return Err(not_ready("it must be sealed and carried first"));
     }
+    facts.refuse_unverified(&at.brief, &table)?;
     let live = live::find(at, &name).await?;
     if let Some(live) = &live {
         live::refuse(at, live, &table.schema)?;

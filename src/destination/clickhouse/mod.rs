@@ -26,6 +26,7 @@ mod shadow;
 mod swap;
 pub mod types;
 mod undo;
+mod verify;
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
@@ -48,6 +49,7 @@ use crate::{
     report::{Failure, Load, PeerReport, SwapReport, TableReport},
     source::type_map::SourceType,
     table::TableSchema,
+    verify::Measure,
 };
 use client::Client;
 use ddl::Ddl;
@@ -181,6 +183,10 @@ impl Destination for ClickHouse {
         load::chunk(self, table, chunk, generation, rows).await
     }
 
+    async fn measured(&self, table: &TableSchema, generation: u32, at_source: &Measure) -> Result<(), Error> {
+        verify::measured(self, table, generation, at_source).await
+    }
+
     async fn seal(&self) -> Result<(), Error> {
         seal::seal(self).await
     }
@@ -191,6 +197,14 @@ impl Destination for ClickHouse {
 
     async fn carry(&self) -> Result<(), Error> {
         carry::carry(self).await
+    }
+
+    async fn measure(&self, table: &TableSchema) -> Result<Measure, Error> {
+        verify::measure(self, table).await
+    }
+
+    async fn verified(&self, table: &TableSchema, found: &Measure, remark: Option<&str>) -> Result<(), Error> {
+        verify::verified(self, table, found, remark).await
     }
 
     async fn swap(&self) -> Result<SwapReport, Error> {

@@ -16,6 +16,7 @@ use crate::{
     api::clickhouse::Engine,
     destination::Error,
     table::{TableName, TableSchema},
+    verify::Measure,
 };
 
 /// See [`Destination::seal`](crate::destination::Destination::seal).
@@ -28,9 +29,9 @@ pub(super) async fn seal(at: &ClickHouse) -> Result<(), Error> {
         tables.rotate_left(start);
     }
     for (number, _, _) in tables {
-        let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND, Sealed::KIND]).await?;
+        let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND, Measure::KIND, Sealed::KIND]).await?;
         let Some(table) = facts.get::<Table>(number)? else { return Err(at.gone()) };
-        if facts.is_sealed(number, table.generation)? || facts.pending()?.iter().any(|chunk| chunk.table == number) {
+        if facts.is_sealed(number, table.generation)? || facts.incomplete(&at.brief)?.contains(&number) {
             continue;
         }
         let shadow = TableName { schema: table.schema.destination.schema.clone(), name: shadow_of(at, &table) };
@@ -50,19 +51,11 @@ pub(super) async fn seal(at: &ClickHouse) -> Result<(), Error> {
 
 /// Compares the shadow's rows with those that were read. A merge may leave out what was written twice, but nothing that was written once.
 async fn count(at: &ClickHouse, table: &TableSchema, shadow: &TableName, expected: u64) -> Result<(), Error> {
-    #[derive(Deserialize)]
-    struct Count {
-        n: u64,
-    }
     let engine = at.options(table).engine;
     if engine == Engine::Null {
         return Ok(());
     }
-    if let Some(sync) = at.ddl().sync(shadow) {
-        at.client()?.run(&sync, &format!("waiting for the replicas of {shadow}")).await?;
-    }
-    let sql = format!("SELECT count() AS n FROM {}", quoted(shadow));
-    let found = at.client()?.row::<Count>(&sql, "counting rows").await?.n;
+    let found = rows(at, shadow, "").await?;
     if found < expected || found > expected && engine == Engine::MergeTree {
         let message = format!(
             "{}: {expected} rows were read and {found} are in {shadow}. Nothing was swapped. Start a new resync",
@@ -71,6 +64,19 @@ async fn count(at: &ClickHouse, table: &TableSchema, shadow: &TableName, expecte
         return Err(permanent("LoadMiscounted", message));
     }
     Ok(())
+}
+
+/// The rows of a shadow under a condition, once the replica that is asked has all of them.
+pub(super) async fn rows(at: &ClickHouse, shadow: &TableName, condition: &str) -> Result<u64, Error> {
+    #[derive(Deserialize)]
+    struct Count {
+        n: u64,
+    }
+    if let Some(sync) = at.ddl().sync(shadow) {
+        at.client()?.run(&sync, &format!("waiting for the replicas of {shadow}")).await?;
+    }
+    let sql = format!("SELECT count() AS n FROM {}{condition}", quoted(shadow));
+    Ok(at.client()?.row::<Count>(&sql, "counting rows").await?.n)
 }
 
 /// Something that people gave to the live table, and how the shadow gets it.

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     ClickHouse,
     error::{Refusal, UNKNOWN_TABLE, meaning},
-    ledger::{self, Carried, Fact, Gap, GivenUp, Sealed, Swapped, Table, shadow_of},
+    ledger::{self, Carried, Fact, Gap, GivenUp, Sealed, Swapped, Table, Verified, shadow_of},
     live, mark,
     mark::Mark,
     retire,
@@ -49,7 +49,7 @@ async fn run(at: &ClickHouse, by: By) -> Result<SwapReport, Error> {
         return Ok(report);
     }
     at.fence().await?;
-    let facts = at.facts(&[Table::KIND, Sealed::KIND, Carried::KIND]).await?;
+    let facts = at.facts(&[Table::KIND, Sealed::KIND, Carried::KIND, Verified::KIND]).await?;
     let tables = facts.all::<Table>()?;
     if tables.is_empty() {
         return Err(at.gone());
@@ -59,6 +59,7 @@ async fn run(at: &ClickHouse, by: By) -> Result<SwapReport, Error> {
             let name = &table.schema.destination;
             return Err(Error::Transient(format!("{name} is not ready for the swap: it must be sealed and carried first")));
         }
+        facts.refuse_unverified(&at.brief, table)?;
     }
     retire::drop_until(at, at.brief.epoch.saturating_sub(1)).await?;
     // Whatever refuses is found before the first table is touched.

@@ -17,6 +17,7 @@ use crate::{
     postgres::{Lsn, ident, literal},
     report::{Load, SwapReport, TableReport},
     table::{TableName, TableSchema},
+    verify::Measure,
 };
 
 /// Key of the advisory lock of whoever makes or upgrades the ledger.
@@ -26,7 +27,7 @@ const LOCK: &str = "hashtextextended('mirror-operator ledger', 0)";
 const TABLES: &str = include_str!("ledger.sql");
 
 /// The version of their layout, as the file itself records it.
-const LAYOUT: i32 = 3;
+const LAYOUT: i32 = 4;
 
 /// How long an upgrade of the layout waits for a lock.
 const UPGRADE_PATIENCE: &str = "SET LOCAL lock_timeout = '10s'";
@@ -43,6 +44,7 @@ pub(super) struct Entry {
     pub(super) relation: u32,
     pub(super) sealed: bool,
     pub(super) carried: bool,
+    pub(super) verified: bool,
     pub(super) indexes: Vec<Built>,
 }
 
@@ -240,13 +242,15 @@ pub(super) async fn state(at: &Postgres) -> Result<Option<EpochState>, Error> {
 /// See [`Destination::tables`](crate::destination::Destination::tables).
 pub(super) async fn tables(at: &Postgres) -> Result<Vec<LedgerTable>, Error> {
     let session = at.session().await?;
-    let sql = "SELECT schema::text, gate_lsn, sealed_at IS NOT NULL, parked, coalesce(drift, '{}') FROM _mirror_operator.table
+    let sql = "SELECT schema::text, gate_lsn, sealed_at IS NOT NULL, parked, coalesce(drift, '{}'), source_rows, source_sum, verified_rows IS NOT NULL FROM _mirror_operator.table
                WHERE mirror = $1::text::uuid AND epoch = $2 ORDER BY number";
     let rows = session.client().query(sql, &[&at.brief.mirror_uid, &(at.brief.epoch as i32)]).await.at("reading the ledger")?;
     session.keep();
     let table = |r: &tokio_postgres::Row| {
         let drift = r.get::<_, Vec<String>>(4).into_iter().collect();
-        Ok(LedgerTable { schema: schema(r.get(0))?, gate: lsn(r.get(1)), sealed: r.get(2), parked: r.get(3), drift })
+        let measured = r.get::<_, Option<i64>>(5).map(|rows| Measure { rows: rows as u64, sum: r.get(6) });
+        let (gate, sealed, parked, verified) = (lsn(r.get(1)), r.get(2), r.get(3), r.get(7));
+        Ok(LedgerTable { schema: schema(r.get(0))?, gate, sealed, measured, verified, parked, drift })
     };
     rows.iter().map(table).collect()
 }
@@ -254,7 +258,7 @@ pub(super) async fn tables(at: &Postgres) -> Result<Vec<LedgerTable>, Error> {
 /// The tables of the epoch, for its own steps.
 pub(super) async fn entries(client: &impl GenericClient, brief: &Brief) -> Result<Vec<Entry>, Error> {
     let sql = "SELECT number, schema::text, destination_schema, destination_name, shadow_name, relation, sealed_at IS NOT NULL,
-                      carried_deleted IS NOT NULL, indexes::text
+                      carried_deleted IS NOT NULL, indexes::text, verified_rows IS NOT NULL
                FROM _mirror_operator.table WHERE mirror = $1::text::uuid AND epoch = $2 ORDER BY number";
     let rows = client.query(sql, &[&brief.mirror_uid, &(brief.epoch as i32)]).await.at("reading the ledger")?;
     rows.iter()
@@ -267,6 +271,7 @@ pub(super) async fn entries(client: &impl GenericClient, brief: &Brief) -> Resul
                 relation: r.get(5),
                 sealed: r.get(6),
                 carried: r.get(7),
+                verified: r.get(9),
                 indexes: serde_json::from_str(r.get(8)).map_err(unreadable)?,
             })
         })
@@ -304,7 +309,7 @@ pub(super) async fn progress(at: &Postgres) -> Result<(Load, Vec<TableReport>), 
         WHERE e.mirror = $1::text::uuid AND e.epoch = $2";
     let of_tables = "SELECT t.schema -> 'source' ->> 'schema', t.schema -> 'source' ->> 'name', t.destination_schema, t.destination_name,
             coalesce(c.rows, 0)::bigint, coalesce(t.carried_deleted, 0), coalesce(t.carried_missing, 0), t.note, t.sealed_at IS NOT NULL,
-            t.parked, t.inserts, t.updates, t.deletes, array_to_string(t.drift, '; ')
+            t.parked, t.inserts, t.updates, t.deletes, array_to_string(t.drift, '; '), t.verified_rows
         FROM _mirror_operator.table t
         LEFT JOIN (SELECT table_number, sum(rows) AS rows FROM _mirror_operator.chunk
                    WHERE mirror = $1::text::uuid AND epoch = $2 GROUP BY table_number) c ON c.table_number = t.number
@@ -337,6 +342,7 @@ fn report(r: &tokio_postgres::Row) -> TableReport {
         rows_loaded: r.get(4),
         carried_deleted: r.get(5),
         carried_missing: r.get(6),
+        rows_verified: r.get(14),
         note: r.get(7),
         sealed: r.get(8),
         parked: r.get(9),

@@ -48,9 +48,12 @@ CREATE TABLE IF NOT EXISTS _mirror_operator.table (
     generation         int  NOT NULL,        -- of the snapshot that it is (being) loaded from
     gate_lsn           pg_lsn NOT NULL,      -- changes of transactions that commit at or after this belong on top of the load
     sealed_at          timestamptz,          -- loaded, with its key and indexes
+    source_rows        bigint,               -- what the source has in that snapshot, if it was asked
+    source_sum         text,
     indexes            jsonb NOT NULL DEFAULT '[]', -- those built: their names until the swap, and after it
     carried_deleted    bigint,               -- both are set in the transaction that carries
     carried_missing    bigint,
+    verified_rows      bigint,               -- set when the shadow was found to have what the source has
     note               text,
     parked             text,                 -- why the change stream passes it over
     drift              text[],               -- what differs from the source's table and wants a resync
@@ -81,12 +84,14 @@ CREATE TABLE IF NOT EXISTS _mirror_operator.chunk (
 CREATE INDEX IF NOT EXISTS chunk_partition ON _mirror_operator.chunk (mirror, epoch, partition);
 
 -- One row: the version of this layout, for whoever opens the ledger. 1, the first, did not have this table; 2 has it and the column `drift`,
--- 3 the column `given_up`.
+-- 3 the column `given_up`, 4 the columns `source_rows`, `source_sum` and `verified_rows`.
 CREATE TABLE IF NOT EXISTS _mirror_operator.layout (
     one     boolean PRIMARY KEY DEFAULT true CHECK (one),
     version int NOT NULL
 );
 ALTER TABLE _mirror_operator.table ADD COLUMN IF NOT EXISTS drift text[];
 ALTER TABLE _mirror_operator.mirror ADD COLUMN IF NOT EXISTS given_up int NOT NULL DEFAULT 0;
-INSERT INTO _mirror_operator.layout AS l (version) VALUES (3) ON CONFLICT (one) DO UPDATE SET version = greatest(l.version, excluded.version);
+ALTER TABLE _mirror_operator.table ADD COLUMN IF NOT EXISTS source_rows bigint,
+    ADD COLUMN IF NOT EXISTS source_sum text, ADD COLUMN IF NOT EXISTS verified_rows bigint;
+INSERT INTO _mirror_operator.layout AS l (version) VALUES (4) ON CONFLICT (one) DO UPDATE SET version = greatest(l.version, excluded.version);
 GRANT SELECT ON _mirror_operator.layout TO PUBLIC;

@@ -19,6 +19,7 @@ mod session;
 mod shadow;
 mod snapshots;
 mod swap;
+mod verify;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -34,6 +35,7 @@ use crate::{
     report::{Failure, Load, SwapReport, TableReport},
     source::sequence::Sequence,
     table::TableSchema,
+    verify::Measure,
 };
 
 /// One epoch of one mirror in a PostgreSQL database. Connections are opened when they are needed.
@@ -96,6 +98,10 @@ impl Destination for Postgres {
         load::chunk(self, table, chunk, generation, rows).await
     }
 
+    async fn measured(&self, table: &TableSchema, generation: u32, at_source: &Measure) -> Result<(), Error> {
+        verify::measured(self, table, generation, at_source).await
+    }
+
     async fn seal(&self) -> Result<(), Error> {
         seal::seal(self).await
     }
@@ -110,6 +116,14 @@ impl Destination for Postgres {
 
     async fn carry_ahead(&self) -> Result<(), Error> {
         carry::ahead(self).await
+    }
+
+    async fn measure(&self, table: &TableSchema) -> Result<Measure, Error> {
+        verify::measure(self, table).await
+    }
+
+    async fn verified(&self, table: &TableSchema, found: &Measure, remark: Option<&str>) -> Result<(), Error> {
+        verify::verified(self, table, found, remark).await
     }
 
     async fn sequence_problems(&self, sequences: &[Sequence]) -> Result<Vec<Failure>, Error> {

@@ -16,6 +16,7 @@ use crate::{
     name,
     postgres::{ident, qualified},
     table::{TableName, TableSchema},
+    verify,
 };
 
 /// Sorting needs memory; servers come with 64 MB.
@@ -40,14 +41,15 @@ pub(super) async fn seal(at: &Postgres) -> Result<(), Error> {
     Ok(())
 }
 
-/// Tables that are loaded and not sealed, largest first.
+/// Tables that are complete and not sealed, largest first.
 async fn complete(client: &impl GenericClient, brief: &Brief) -> Result<Vec<i32>, Error> {
     let sql = "SELECT t.number FROM _mirror_operator.table t
                LEFT JOIN (SELECT table_number, bool_and(loaded_at IS NOT NULL) AS loaded, sum(bytes) AS bytes FROM _mirror_operator.chunk
                           WHERE mirror = $1::text::uuid AND epoch = $2 GROUP BY table_number) c ON c.table_number = t.number
                WHERE t.mirror = $1::text::uuid AND t.epoch = $2 AND t.sealed_at IS NULL AND coalesce(c.loaded, true)
+                 AND (NOT $3 OR t.source_rows IS NOT NULL)
                ORDER BY c.bytes DESC NULLS LAST, t.number";
-    let rows = client.query(sql, &[&brief.mirror_uid, &(brief.epoch as i32)]).await.at("reading the ledger")?;
+    let rows = client.query(sql, &[&brief.mirror_uid, &(brief.epoch as i32), &verify::is_wanted(brief)]).await.at("reading the ledger")?;
     Ok(rows.iter().map(|r| r.get(0)).collect())
 }
 

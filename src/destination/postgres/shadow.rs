@@ -13,6 +13,7 @@ use crate::{
     name,
     postgres::{ident, literal, qualified},
     table::{TableName, TableSchema},
+    verify,
 };
 
 /// Autovacuum would scan a table that grows by millions of rows a minute again and again, for nothing, and then stand in the way of the swap, which
@@ -67,13 +68,15 @@ pub(super) async fn renew(at: &Postgres, boundary: Boundary) -> Result<(), Error
 
 async fn empty_incomplete(tx: &Transaction<'_>, brief: &Brief, boundary: Boundary) -> Result<(), Error> {
     let doing = "emptying what was half loaded";
-    let sql = "UPDATE _mirror_operator.table t SET generation = $3, gate_lsn = $4
+    let sql = "UPDATE _mirror_operator.table t SET generation = $3, gate_lsn = $4, source_rows = NULL, source_sum = NULL
                WHERE mirror = $1::text::uuid AND epoch = $2 AND sealed_at IS NULL
-                 AND EXISTS (SELECT FROM _mirror_operator.chunk c
-                             WHERE c.mirror = t.mirror AND c.epoch = t.epoch AND c.table_number = t.number AND c.loaded_at IS NULL)
+                 AND ($5 AND source_rows IS NULL
+                      OR EXISTS (SELECT FROM _mirror_operator.chunk c
+                                 WHERE c.mirror = t.mirror AND c.epoch = t.epoch AND c.table_number = t.number AND c.loaded_at IS NULL))
                RETURNING number, destination_schema, shadow_name";
     let epoch = brief.epoch as i32;
-    let rows = tx.query(sql, &[&brief.mirror_uid, &epoch, &(boundary.generation as i32), &PgLsn::from(boundary.lsn.0)]).await.at(doing)?;
+    let (generation, lsn, verified) = (boundary.generation as i32, PgLsn::from(boundary.lsn.0), verify::is_wanted(brief));
+    let rows = tx.query(sql, &[&brief.mirror_uid, &epoch, &generation, &lsn, &verified]).await.at(doing)?;
     if rows.is_empty() {
         return Ok(());
     }

@@ -25,6 +25,7 @@ use crate::{
     name,
     postgres::{connect::words, ident, literal, qualified},
     report::SwapReport,
+    verify,
 };
 
 /// How long all locks together may be waited for in one attempt, and so how long a reader may stand behind a vain one.
@@ -124,6 +125,9 @@ async fn pairs(tx: &Transaction<'_>, brief: &Brief) -> Result<Vec<Pair>, Error> 
     for entry in entries {
         if !entry.sealed || !entry.carried {
             return Err(Error::Transient(format!("{} is not ready for the swap: it must be sealed and carried first", entry.live)));
+        }
+        if verify::is_wanted(brief) && !entry.verified {
+            return Err(Error::Transient(format!("{} is not ready for the swap: it must be verified first", entry.live)));
         }
         let live = live::find(tx, brief, &entry.live).await?;
         if let Some(live) = &live {

@@ -19,6 +19,7 @@ use crate::{
     postgres::Lsn,
     report::{Load, SwapReport, TableReport},
     table::{TableName, TableSchema},
+    verify::Measure,
 };
 
 /// Of epoch 0: its version is the newest epoch that was begun, the fence.
@@ -60,6 +61,8 @@ facts! {
     Sealed = "sealed" { note: Option<String>, }
     /// A table's rows are carried.
     Carried = "carried" { deleted: i64, missing: i64, note: Option<String>, }
+    /// A table's shadow was found to have what the source has; the version is the generation.
+    Verified = "verified" { rows: u64, note: Option<String>, }
     /// All tables are swapped.
     Swapped = "swapped" { at: String, millis: i64, retries: u32, }
     /// The change stream passes a table over.
@@ -387,11 +390,12 @@ pub(super) fn applied(facts: &Facts, idle: Option<Lsn>) -> Result<Option<Lsn>, E
 
 /// See [`Destination::tables`](crate::destination::Destination::tables).
 pub(super) async fn tables(at: &Snowflake) -> Result<Vec<LedgerTable>, Error> {
-    let facts = at.facts(&[Table::KIND, Sealed::KIND, Parked::KIND, Drifted::KIND]).await?;
+    let facts = at.facts(&[Table::KIND, Measure::KIND, Sealed::KIND, Verified::KIND, Parked::KIND, Drifted::KIND]).await?;
     let table = |(number, _, table): (u32, u64, Table)| {
         let (sealed, parked) = (facts.is_sealed(number, table.generation)?, facts.get::<Parked>(number)?.map(|p| p.why));
         let drift = facts.get::<Drifted>(number)?.map(|d| d.drift).unwrap_or_default();
-        Ok(LedgerTable { schema: table.schema, gate: table.gate, sealed, parked, drift })
+        let (measured, verified) = (facts.measured(number, table.generation)?, facts.verified(number, table.generation)?.is_some());
+        Ok(LedgerTable { schema: table.schema, gate: table.gate, sealed, measured, verified, parked, drift })
     };
     facts.all::<Table>()?.into_iter().map(table).collect()
 }
@@ -437,7 +441,9 @@ fn report(facts: &Facts, number: u32, table: &Table, rows_loaded: i64) -> Result
     let carried = facts.get::<Carried>(number)?;
     let counted = facts.get::<Counted>(number)?;
     let drift = facts.get::<Drifted>(number)?.map(|d| d.drift.into_iter().collect::<Vec<_>>());
-    let notes = [facts.get::<Sealed>(number)?.and_then(|s| s.note), carried.as_ref().and_then(|c| c.note.clone())];
+    let verified = facts.verified(number, table.generation)?;
+    let remark = verified.as_ref().and_then(|v| v.note.clone());
+    let notes = [facts.get::<Sealed>(number)?.and_then(|s| s.note), carried.as_ref().and_then(|c| c.note.clone()), remark];
     let notes: Vec<String> = notes.into_iter().flatten().collect();
     Ok(TableReport {
         source: table.schema.source.to_string(),
@@ -445,6 +451,7 @@ fn report(facts: &Facts, number: u32, table: &Table, rows_loaded: i64) -> Result
         rows_loaded,
         carried_deleted: carried.as_ref().map_or(0, |c| c.deleted),
         carried_missing: carried.as_ref().map_or(0, |c| c.missing),
+        rows_verified: verified.map(|v| v.rows as i64),
         note: (!notes.is_empty()).then(|| notes.join("; ")),
         sealed: facts.is_sealed(number, table.generation)?,
         parked: facts.get::<Parked>(number)?.map(|p| p.why),

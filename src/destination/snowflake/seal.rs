@@ -11,6 +11,7 @@ use super::{
 use crate::{
     destination::Error,
     table::{TableName, TableSchema},
+    verify::Measure,
 };
 
 /// See [`Destination::seal`](crate::destination::Destination::seal).
@@ -23,9 +24,9 @@ pub(super) async fn seal(at: &Snowflake) -> Result<(), Error> {
         tables.rotate_left(start);
     }
     for (number, _, _) in tables {
-        let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND, Sealed::KIND]).await?;
+        let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND, Measure::KIND, Sealed::KIND]).await?;
         let Some(table) = facts.get::<Table>(number)? else { return Err(at.gone()) };
-        if facts.is_sealed(number, table.generation)? || facts.pending()?.iter().any(|chunk| chunk.table == number) {
+        if facts.is_sealed(number, table.generation)? || facts.incomplete(&at.brief)?.contains(&number) {
             continue;
         }
         let shadow = TableName { schema: table.schema.destination.schema.clone(), name: shadow_of(at, &table) };

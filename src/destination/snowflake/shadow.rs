@@ -16,6 +16,7 @@ use crate::{
     api::snowflake::SnowflakeTable,
     destination::{Boundary, Error, Plan, foreign_shadow},
     table::{TableName, TableSchema},
+    verify::Measure,
 };
 
 /// See [`Destination::create_shadows`](crate::destination::Destination::create_shadows).
@@ -73,12 +74,12 @@ fn snapshot(at: &Snowflake, boundary: Boundary, fact: &Snapshot) -> Result<Entry
 /// See [`Destination::renew_snapshot`](crate::destination::Destination::renew_snapshot).
 pub(super) async fn renew(at: &Snowflake, boundary: Boundary) -> Result<(), Error> {
     at.fence().await?;
-    let facts = at.facts(&[Snapshot::KIND, Table::KIND, Planned::KIND, Done::KIND]).await?;
+    let facts = at.facts(&[Snapshot::KIND, Table::KIND, Planned::KIND, Done::KIND, Measure::KIND]).await?;
     let Some((current, of_epoch)) = facts.versioned::<Snapshot>(0)? else {
         return Err(permanent("NoShadows", "a snapshot cannot be renewed before the shadows are created"));
     };
     if current < u64::from(boundary.generation) {
-        let incomplete: BTreeSet<u32> = facts.pending()?.iter().map(|chunk| chunk.table).collect();
+        let incomplete = facts.incomplete(&at.brief)?;
         let mut entries = Vec::new();
         for (number, _, table) in facts.all::<Table>()?.into_iter().filter(|(number, ..)| incomplete.contains(number)) {
             let fact = Table { generation: boundary.generation, gate: boundary.lsn, ..table };

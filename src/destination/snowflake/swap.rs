@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Snowflake,
-    ledger::{self, Carried, Fact, Sealed, Swapped, Table, shadow_of},
+    ledger::{self, Carried, Fact, Sealed, Swapped, Table, Verified, shadow_of},
     live::{self, went_through},
     mark::{self, Mark},
     retire, seal,
@@ -26,7 +26,7 @@ pub(super) async fn swap(at: &Snowflake) -> Result<SwapReport, Error> {
         return Ok(report);
     }
     at.fence().await?;
-    let facts = at.facts(&[Table::KIND, Sealed::KIND, Carried::KIND]).await?;
+    let facts = at.facts(&[Table::KIND, Sealed::KIND, Carried::KIND, Verified::KIND]).await?;
     let tables = facts.all::<Table>()?;
     if tables.is_empty() {
         return Err(at.gone());
@@ -36,6 +36,7 @@ pub(super) async fn swap(at: &Snowflake) -> Result<SwapReport, Error> {
             let name = &table.schema.destination;
             return Err(Error::Transient(format!("{name} is not ready for the swap: it must be sealed and carried first")));
         }
+        facts.refuse_unverified(&at.brief, table)?;
     }
     retire::drop_until(at, at.brief.epoch.saturating_sub(1)).await?;
     // Whatever refuses is found before the first table is touched.

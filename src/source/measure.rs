@@ -1,0 +1,62 @@
+//! What the source has of a table in the snapshot that it is loaded from. I/O.
+
+use super::{
+    Error,
+    copy::{Reader, is_true, reading},
+};
+use crate::{
+    api::resync::Verification,
+    brief::Brief,
+    postgres::Lsn,
+    table::TableSchema,
+    verify::{self, Measure, Side},
+};
+
+/// A session that reads chunks has one process read; here nothing depends on the order.
+const AS_SERVER_LIKES: &str = "SET LOCAL max_parallel_workers_per_gather TO DEFAULT";
+
+impl Reader {
+    /// Whether nobody else measures this table. Told by an advisory lock, which ends with the session.
+    pub async fn claim_table(&mut self, brief: &Brief, table: u32) -> Result<bool, Error> {
+        self.claim_as(&brief.application_name("measure"), table).await
+    }
+
+    /// Measures a table as the snapshot `name` sees it: the table, and not what the plan says of its blocks.
+    pub async fn measure(&mut self, name: &str, lsn: Lsn, table: &TableSchema, verification: Verification) -> Result<Measure, Error> {
+        self.begin(name, lsn).await?;
+        let what = format!("counting the rows of {}", table.source);
+        let failed = |cause| reading(what.clone(), cause);
+        let named = self.query(&format!("{AS_SERVER_LIKES}; {}", relation(table.source_oid))).await.map_err(failed)?;
+        let Some(Some(now)) = named.first().and_then(|row| row.first()) else {
+            let message = format!("{}: the table is gone since the plan was made; resync the mirror", table.source);
+            return Err(Error::refused("SourceSchemaChanged", message));
+        };
+        let selection = verify::selection(table, Side::Source, verification);
+        let answer = self.query(&format!("SELECT {selection} FROM {now}")).await.map_err(failed)?;
+        let Some([Some(rows), sum]) = answer.first().map(Vec::as_slice) else {
+            return Err(Error::Passing(format!("{what}: the answer has another form")));
+        };
+        let rows = rows.parse().map_err(|_| Error::Passing(format!("{what}: the answer is no number")))?;
+        // Asked at the end, when the locks that were taken for the count keep the table as it is: a TRUNCATE hides its rows from the snapshot.
+        if is_true(&self.query(&is_rewritten(table.source_oid)).await.map_err(failed)?) {
+            return Err(Error::Rewritten(what));
+        }
+        self.query("COMMIT").await.map_err(failed)?;
+        Ok(Measure { rows, sum: sum.clone() })
+    }
+}
+
+/// What is read, by its name of now: a partitioned table with its partitions, another one without what may have come to inherit from it.
+fn relation(oid: u32) -> String {
+    format!(
+        "SELECT CASE relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || oid::regclass::text FROM pg_class WHERE oid = {oid} AND pg_relation_size(oid) IS NOT NULL"
+    )
+}
+
+/// See [`copy::rewritten`](super::copy::rewritten).
+fn is_rewritten(root: u32) -> String {
+    format!(
+        "SELECT EXISTS (SELECT FROM pg_class WHERE oid IN (SELECT relid FROM pg_partition_tree({root}) UNION SELECT {root}) \
+         AND pg_relation_filenode(oid) <> relfilenode)"
+    )
+}
