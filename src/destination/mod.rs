@@ -2,6 +2,7 @@
 
 pub mod bigquery;
 pub mod clickhouse;
+mod fact;
 pub mod postgres;
 pub mod snowflake;
 
@@ -284,6 +285,13 @@ fn foreign_shadow(shadow: &TableName) -> String {
 fn given_up(brief: &Brief) -> Error {
     let Brief { epoch, namespace, mirror, .. } = brief;
     let message = format!("epoch {epoch} of {namespace}/{mirror} was given up before it began. Apply a new MirrorResync");
+    Error::Permanent(Failure { reason: "EpochGone".into(), message, permanent: true })
+}
+
+/// The ledger does not know the epoch: it was abandoned, or its mirror forgotten, while the caller was at work.
+fn gone(brief: &Brief) -> Error {
+    let Brief { epoch, namespace, mirror, .. } = brief;
+    let message = format!("the destination's ledger does not know epoch {epoch} of {namespace}/{mirror}: it was removed");
     Error::Permanent(Failure { reason: "EpochGone".into(), message, permanent: true })
 }
 

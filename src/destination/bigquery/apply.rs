@@ -22,14 +22,18 @@ use super::{
     BigQuery, carry,
     error::{FENCED, Refusal, meaning, permanent},
     job::Statement,
-    ledger::{Applied, Counted, Drifted, Entry, Fact, Parked, Snapshot, Swapped, Table},
+    ledger::Entry,
     live,
     mark::State,
     own::Own,
     quote::{ident, literal},
 };
 use crate::{
-    destination::{Applier, Cell, Counts, Error, Position, RowChange},
+    destination::{
+        Applier, Cell, Counts, Error, Position, RowChange,
+        fact::{Applied, Counted, Drifted, Fact, Parked, Snapshot, Swapped, Table},
+        gone,
+    },
     postgres::Lsn,
     table::TableSchema,
 };
@@ -46,7 +50,7 @@ pub(super) async fn open(at: &BigQuery) -> Result<Box<dyn Applier>, Error> {
     let at = BigQuery::new(at.brief.clone(), at.to.clone()).owned_by(at.owner.clone());
     let facts = at.facts(&[Snapshot::KIND, Swapped::KIND]).await?;
     facts.fence(&at)?;
-    let Some(snapshot) = facts.get::<Snapshot>(0)? else { return Err(at.gone()) };
+    let Some(snapshot) = facts.get::<Snapshot>(0)? else { return Err(gone(&at.brief)) };
     if facts.get::<Swapped>(0)?.is_none() {
         return Err(Error::Transient("the tables are not swapped yet".into()));
     }
@@ -117,7 +121,7 @@ impl Applier for BigQueryApplier {
             return Ok(());
         }
         self.know(table).await?;
-        let Some(names) = self.names.get(&table.number) else { return Err(self.at.gone()) };
+        let Some(names) = self.names.get(&table.number) else { return Err(gone(&self.at.brief)) };
         let rows = names.rows(&changes).map_err(|refused| names.refused(&refused, &doing))?;
         let staged = self.stages.put(&self.at, table, names, rows, &doing).await?;
         let range = names.range(&changes);
@@ -131,7 +135,7 @@ impl Applier for BigQueryApplier {
 
     async fn truncate(&mut self, table: &TableSchema, _: Position) -> Result<(), Error> {
         self.know(table).await?;
-        let Some(names) = self.names.get(&table.number) else { return Err(self.at.gone()) };
+        let Some(names) = self.names.get(&table.number) else { return Err(gone(&self.at.brief)) };
         self.pending.push(Pending { table: table.number, repeatable: true, sql: names.empty() });
         Ok(())
     }
@@ -157,7 +161,7 @@ impl Applier for BigQueryApplier {
             let sql = format!("UPDATE {live} AS t SET {name} = (SELECT c0 FROM {staged}) WHERE t.{name} IS NULL{every}");
             self.pending.push(Pending { table: table.number, repeatable: true, sql });
         }
-        let Some((version, known)) = self.versions.get_mut(&table.number) else { return Err(self.at.gone()) };
+        let Some((version, known)) = self.versions.get_mut(&table.number) else { return Err(gone(&self.at.brief)) };
         *version += 1;
         known.schema = table.clone();
         let entry = self.at.entry(table.number, *version, known)?;

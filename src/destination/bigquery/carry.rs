@@ -6,22 +6,26 @@
 use super::{
     BigQuery,
     error::{meaning, permanent},
-    ledger::{Begun, Carried, Fact, Facts, Sealed, Table, shadow_of},
+    ledger::shadow_of,
     live::{self, Attribute, Live},
     own::{self, Own},
     quote::{ident, list, literal},
     types::Type,
 };
-use crate::destination::{Error, carry_cast};
+use crate::destination::{
+    Error, carry_cast,
+    fact::{Begun, Carried, Fact, Facts, Sealed, Swapped, Table},
+    gone,
+};
 
 /// See [`Destination::carry`](crate::destination::Destination::carry).
 pub(super) async fn carry(at: &BigQuery) -> Result<(), Error> {
-    let facts = at.facts(&[Begun::KIND, Table::KIND, Sealed::KIND, Carried::KIND, super::ledger::Swapped::KIND]).await?;
-    if facts.get::<super::ledger::Swapped>(0)?.is_some() {
+    let facts = at.facts(&[Begun::KIND, Table::KIND, Sealed::KIND, Carried::KIND, Swapped::KIND]).await?;
+    if facts.get::<Swapped>(0)?.is_some() {
         return Ok(());
     }
     facts.fence(at)?;
-    let begun = facts.at::<Begun>(0).ok_or_else(|| at.gone())?;
+    let begun = facts.at::<Begun>(0).ok_or_else(|| gone(&at.brief))?;
     let tables = facts.all::<Table>()?;
     ready(&facts, &tables)?;
     for (number, _, table) in &tables {
@@ -95,7 +99,7 @@ async fn plan(at: &BigQuery, table: &Table, begun: &str) -> Result<Result<Plan, 
         return nothing("the table has no key");
     }
     let shadow = shadow_of(at, table);
-    let Some(new) = live::find(at, &shadow).await? else { return Err(at.gone()) };
+    let Some(new) = live::find(at, &shadow).await? else { return Err(gone(&at.brief)) };
     let (old, new) = (live.attributes(), new.attributes());
     if find(&old, &flag_name).is_none() {
         return nothing(&format!("the old table has no column {flag_name:?} that flags deleted rows"));

@@ -4,10 +4,7 @@
 //! inserted and never changed: inserts do not get in each other's way, nor in that of transactions (BigQuery docs, "Multi-statement transactions"). A table for
 //! each mirror keeps what BigQuery allows a table in statements from being shared by all.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use prost::Message;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::json;
 
 use super::{
@@ -19,10 +16,13 @@ use super::{
     types::Type,
 };
 use crate::{
-    destination::{Chunk, Error, given_up},
-    postgres::Lsn,
+    destination::{
+        Chunk, Error,
+        fact::{self, Begun, Fact, Facts, GivenUp, Row, Swapped, Table},
+        given_up, gone,
+    },
     report::SwapReport,
-    table::{TableName, TableSchema},
+    table::TableName,
 };
 
 /// What the names of ledgers begin with.
@@ -31,72 +31,6 @@ pub(super) const LEDGER: &str = "_mirror_operator_";
 const EPOCH: &str = "epoch";
 /// The most that one INSERT may bring: a request may have 10 MB (BigQuery docs, "Quotas and limits", "Query jobs").
 const MOST: usize = 9_000_000;
-
-/// A kind of fact, with what is told of it.
-pub(super) trait Fact: Serialize + DeserializeOwned {
-    /// Its name in the ledger.
-    const KIND: &'static str;
-}
-
-macro_rules! facts {
-    ($($(#[$doc:meta])* $name:ident = $kind:literal { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => { $(
-        $(#[$doc])*
-        #[derive(Clone, Debug, Serialize, Deserialize)]
-        pub(super) struct $name { $($(#[$field_doc])* pub(super) $field: $type,)* }
-        impl Fact for $name { const KIND: &'static str = $kind; }
-    )* };
-}
-
-facts! {
-    /// The epoch has begun.
-    Begun = "begun" { resync: String, slot: String, }
-    /// The epoch was given up before it began, and never will.
-    GivenUp = "given up" { }
-    /// The current snapshot. Its version is the generation.
-    Snapshot = "snapshot" { lsn: Lsn, start_lsn: Lsn, partitions: u32, rows: u64, bytes: u64, }
-    /// A table.
-    Table = "table" { schema: TableSchema, generation: u32, gate: Lsn, }
-    /// A chunk of the plan.
-    Planned = "chunk" { partition: u32, table: u32, relation: u32, first_block: u64, end_block: Option<u64>, bytes: u64, }
-    /// The stream that has a chunk's rows, before it is committed. Recorded once: of two workers that load the same chunk, one stream is committed. Its version
-    /// is the generation.
-    Written = "written" { stream: String, rows: u64, bytes: u64, }
-    /// A chunk is loaded. Its version is the generation; it counts if that is still its table's.
-    Done = "loaded" { rows: u64, bytes: u64, }
-    /// A table is sealed; the version as above.
-    Sealed = "sealed" { note: Option<String>, }
-    /// A table's rows are carried.
-    Carried = "carried" { deleted: i64, missing: i64, note: Option<String>, }
-    /// A table's shadow was found to have what the source has; the version is the generation.
-    Verified = "verified" { rows: u64, note: Option<String>, }
-    /// All tables are swapped.
-    Swapped = "swapped" { at: String, millis: i64, retries: u32, }
-    /// The change stream passes a table over.
-    Parked = "parked" { why: String, }
-    /// What differs between the source's table and ours and wants a resync.
-    Drifted = "drifted" { drift: BTreeSet<String>, }
-    /// Changes of a table since the load. Its version is the checkpoint that it belongs to.
-    Counted = "counted" { inserts: u64, updates: u64, deletes: u64, }
-    /// The checkpoint, which is also the version.
-    Applied = "applied" { lsn: Lsn, }
-    /// Who opened the applier last; the version counts the openings.
-    Owner = "owner" { token: String, }
-}
-
-/// Facts of one epoch.
-#[derive(Debug, Default)]
-pub(super) struct Facts {
-    found: BTreeMap<(String, u32), Row>,
-    /// The newest epoch of the mirror that was begun.
-    pub(super) newest: Option<u32>,
-}
-
-#[derive(Debug)]
-struct Row {
-    version: u64,
-    value: String,
-    at: String,
-}
 
 /// A row to be written.
 #[derive(Clone, Debug)]
@@ -123,62 +57,6 @@ struct Appended {
     value: Option<String>,
     #[prost(int64, optional, tag = "6")]
     at: Option<i64>,
-}
-
-impl Facts {
-    /// A fact, if it is known.
-    pub(super) fn get<F: Fact>(&self, number: u32) -> Result<Option<F>, Error> {
-        Ok(self.versioned(number)?.map(|(_, fact)| fact))
-    }
-
-    /// A fact with its version.
-    pub(super) fn versioned<F: Fact>(&self, number: u32) -> Result<Option<(u64, F)>, Error> {
-        let row = self.found.get(&(F::KIND.to_string(), number));
-        row.map(|row| Ok((row.version, serde_json::from_str(&row.value).map_err(unreadable)?))).transpose()
-    }
-
-    /// All facts of a kind with their numbers and versions.
-    pub(super) fn all<F: Fact>(&self) -> Result<Vec<(u32, u64, F)>, Error> {
-        let rows = self.found.range((F::KIND.to_string(), 0)..=(F::KIND.to_string(), u32::MAX));
-        rows.map(|((_, number), row)| Ok((*number, row.version, serde_json::from_str(&row.value).map_err(unreadable)?))).collect()
-    }
-
-    /// When a fact was written, by the server's clock.
-    pub(super) fn at<F: Fact>(&self, number: u32) -> Option<&str> {
-        self.found.get(&(F::KIND.to_string(), number)).map(|row| row.at.as_str())
-    }
-
-    /// Whether a table's shadow is sealed.
-    pub(super) fn is_sealed(&self, number: u32, generation: u32) -> Result<bool, Error> {
-        Ok(self.versioned::<Sealed>(number)?.is_some_and(|(version, _)| version == u64::from(generation)))
-    }
-
-    /// The chunks of each table that are not loaded.
-    pub(super) fn pending(&self) -> Result<Vec<Chunk>, Error> {
-        let generations: BTreeMap<u32, u32> = self.all::<Table>()?.into_iter().map(|(number, _, t)| (number, t.generation)).collect();
-        let mut pending = Vec::new();
-        for (number, _, chunk) in self.all::<Planned>()? {
-            let done = self.versioned::<Done>(number)?.map(|(version, _)| version);
-            if done.is_none() || done != generations.get(&chunk.table).map(|g| u64::from(*g)) {
-                let Planned { partition, table, relation, first_block, end_block, bytes } = chunk;
-                pending.push(Chunk { number, partition, table, relation, first_block, end_block, bytes });
-            }
-        }
-        Ok(pending)
-    }
-
-    /// Rows that were loaded into a table.
-    pub(super) fn rows_loaded(&self, table: u32, generation: u32) -> Result<u64, Error> {
-        let mut rows = 0;
-        for (number, _, chunk) in self.all::<Planned>()? {
-            if chunk.table == table
-                && let Some((_, done)) = self.versioned::<Done>(number)?.filter(|(version, _)| *version == u64::from(generation))
-            {
-                rows += done.rows;
-            }
-        }
-        Ok(rows)
-    }
 }
 
 impl BigQuery {
@@ -234,7 +112,7 @@ impl BigQuery {
             if kind == EPOCH {
                 facts.newest = u32::try_from(version).ok();
             } else {
-                facts.found.insert((kind, number), Row { version, value, at });
+                facts.add(&kind, number, Row { version, value, at });
             }
         }
         Ok(facts)
@@ -242,7 +120,7 @@ impl BigQuery {
 
     /// A fact of this epoch to be recorded.
     pub(super) fn entry<F: Fact>(&self, number: u32, version: u64, fact: &F) -> Result<Entry, Error> {
-        let value = serde_json::to_string(fact).map_err(|e| permanent("Internal", e.to_string()))?;
+        let value = fact::written(fact)?;
         Ok(Entry { epoch: self.brief.epoch, kind: F::KIND, number, version, value })
     }
 
@@ -307,7 +185,7 @@ impl BigQuery {
 
     /// What a refusal to change the ledger means: one that is gone went with its mirror.
     fn of_ledger(&self, refusal: &Refusal, doing: &str) -> Error {
-        if is_missing(refusal) { self.gone() } else { meaning(refusal, doing) }
+        if is_missing(refusal) { gone(&self.brief) } else { meaning(refusal, doing) }
     }
 
     /// Whether another epoch of the mirror has begun, and not only its number been used to close the fence.
@@ -328,19 +206,13 @@ impl BigQuery {
         let ledger = self.quoted(&self.ledger());
         format!("(SELECT MAX(version) FROM {ledger} WHERE kind = {}) = {}", literal(EPOCH), self.brief.epoch)
     }
-
-    /// The ledger does not know the epoch: it was abandoned, or its mirror forgotten, while the caller was at work.
-    pub(super) fn gone(&self) -> Error {
-        let crate::brief::Brief { epoch, namespace, mirror, .. } = &self.brief;
-        permanent("EpochGone", format!("the destination's ledger does not know epoch {epoch} of {namespace}/{mirror}: it was removed"))
-    }
 }
 
 impl Facts {
     /// Stops whoever is of an earlier epoch.
     pub(super) fn fence(&self, at: &BigQuery) -> Result<(), Error> {
         match self.newest {
-            None => Err(at.gone()),
+            None => Err(gone(&at.brief)),
             Some(newest) if newest > at.brief.epoch => Err(Error::Superseded(newest)),
             Some(_) => Ok(()),
         }
@@ -403,25 +275,15 @@ pub(super) async fn end_jobs_before(at: &BigQuery, epoch: u32) -> Result<(), Err
 
 /// See [`Destination::pending`](crate::destination::Destination::pending).
 pub(super) async fn pending(at: &BigQuery, partition: u32) -> Result<Vec<Chunk>, Error> {
-    let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND]).await?;
-    Ok(facts.pending()?.into_iter().filter(|chunk| chunk.partition == partition).collect())
+    at.facts(fact::PENDING).await?.pending_of(partition)
 }
 
 /// What the swap of this epoch did; `None` before it.
 pub(super) async fn swap_report(at: &BigQuery) -> Result<Option<SwapReport>, Error> {
-    Ok(at.facts(&[Swapped::KIND]).await?.get::<Swapped>(0)?.map(report_of))
-}
-
-/// A swap as people see it.
-pub(super) fn report_of(swapped: Swapped) -> SwapReport {
-    SwapReport { at: swapped.at, lock_millis: swapped.millis, retries: swapped.retries }
+    at.facts(&[Swapped::KIND]).await?.swap_report()
 }
 
 /// The shadow's name, as the ledger's table fact gives it.
 pub(super) fn shadow_of(at: &BigQuery, table: &Table) -> TableName {
     mark::shadow(&table.schema.destination, at.brief.epoch, table.generation)
-}
-
-fn unreadable(error: serde_json::Error) -> Error {
-    permanent("LedgerUnreadable", format!("the destination's ledger was written by another version: {error}. Start a new resync"))
 }

@@ -8,11 +8,15 @@ use super::{
     BigQuery,
     encode::{self, CopyError, CopyReader, RowEncoder},
     error::{Refusal, meaning, permanent},
-    ledger::{Done, Fact, Planned, Snapshot, Table, Written, shadow_of},
+    ledger::shadow_of,
     own::Own,
 };
 use crate::{
-    destination::{Chunk, Error, Loaded},
+    destination::{
+        Chunk, Error, Loaded,
+        fact::{Done, Fact, Planned, Snapshot, Table, Written},
+        gone,
+    },
     table::TableSchema,
 };
 
@@ -91,7 +95,7 @@ async fn claim(at: &BigQuery, table: &TableSchema, chunk: &Chunk, generation: u3
     let (Some((current, _)), Some(table), Some(_)) =
         (facts.versioned::<Snapshot>(0)?, facts.get::<Table>(number)?, facts.get::<Planned>(chunk)?)
     else {
-        return Err(at.gone());
+        return Err(gone(&at.brief));
     };
     let is_current = |version: u64| version == u64::from(table.generation);
     if let Some((_, done)) = facts.versioned::<Done>(chunk)?.filter(|(version, _)| is_current(*version)) {

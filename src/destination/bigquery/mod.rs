@@ -39,7 +39,7 @@ use tokio::sync::{Mutex, OnceCell};
 
 pub use client::Peer;
 
-use super::{Applier, Boundary, Chunk, ColumnType, Destination, EpochState, Error, LedgerTable, Loaded, Plan};
+use super::{Applier, Boundary, Chunk, ColumnType, Destination, EpochState, Error, LedgerTable, Loaded, Plan, gone};
 use crate::{
     api::{bigquery::BigQueryTable, mirror::Table},
     brief::Brief,
@@ -113,7 +113,7 @@ impl BigQuery {
     async fn once(&self, step: &str) -> Result<String, Error> {
         let life = self.life.get_or_try_init(|| async {
             let ledger = live::find(self, &self.ledger()).await?;
-            ledger.and_then(|ledger| Some(ledger.resource["creationTime"].as_str()?.to_string())).ok_or_else(|| self.gone())
+            ledger.and_then(|ledger| Some(ledger.resource["creationTime"].as_str()?.to_string())).ok_or_else(|| gone(&self.brief))
         });
         Ok(format!("{step}-{}", life.await?))
     }

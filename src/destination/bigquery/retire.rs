@@ -7,14 +7,19 @@ use serde_json::json;
 use super::{
     BigQuery,
     error::{meaning, permanent},
-    ledger::{self, Begun, Fact, GivenUp, Swapped, Table},
-    live,
+    ledger, live,
     mark::{self, Mark, State},
     quote::literal,
     shadow::is_aside,
     swap,
 };
-use crate::{destination::Error, table::TableName};
+use crate::{
+    destination::{
+        Error,
+        fact::{Begun, Fact, GivenUp, Swapped, Table},
+    },
+    table::TableName,
+};
 
 /// See [`Destination::drop_retired`](crate::destination::Destination::drop_retired).
 pub(super) async fn drop_retired(at: &BigQuery) -> Result<(), Error> {

@@ -5,12 +5,16 @@ use serde_json::{Value, json};
 use super::{
     BigQuery,
     error::{meaning, permanent},
-    ledger::{Done, Fact, Planned, Sealed, Table, shadow_of},
+    ledger::shadow_of,
     live::{self, Live},
     mark::{Mark, State},
 };
 use crate::{
-    destination::Error,
+    destination::{
+        Error,
+        fact::{Done, Fact, Planned, Sealed, Table},
+        gone,
+    },
     table::{TableName, TableSchema},
     verify::Measure,
 };
@@ -33,7 +37,7 @@ pub(super) async fn seal(at: &BigQuery) -> Result<(), Error> {
             continue;
         }
         let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND, Measure::KIND, Sealed::KIND]).await?;
-        let Some(table) = facts.get::<Table>(number)? else { return Err(at.gone()) };
+        let Some(table) = facts.get::<Table>(number)? else { return Err(gone(&at.brief)) };
         if facts.is_sealed(number, table.generation)? || facts.incomplete(&at.brief)?.contains(&number) {
             continue;
         }

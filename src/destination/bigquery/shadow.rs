@@ -7,14 +7,18 @@ use serde_json::json;
 use super::{
     BigQuery,
     error::{meaning, permanent},
-    ledger::{Begun, Done, Entry, Fact, Planned, Snapshot, Table, shadow_of},
+    ledger::{Entry, shadow_of},
     live::{self, Live},
     mark::{Mark, State},
     own::{self, Own},
     quote::literal,
 };
 use crate::{
-    destination::{Boundary, Error, Plan, foreign_shadow},
+    destination::{
+        Boundary, Error, Plan,
+        fact::{Begun, Done, Fact, Planned, Snapshot, Table},
+        foreign_shadow, gone,
+    },
     table::{TableName, TableSchema},
     verify::Measure,
 };
@@ -23,7 +27,7 @@ use crate::{
 pub(super) async fn create(at: &BigQuery, boundary: Boundary, tables: &[TableSchema], plan: &Plan) -> Result<(), Error> {
     let facts = at.facts(&[Begun::KIND, Snapshot::KIND]).await?;
     facts.fence(at)?;
-    facts.get::<Begun>(0)?.ok_or_else(|| at.gone())?;
+    facts.get::<Begun>(0)?.ok_or_else(|| gone(&at.brief))?;
     if facts.get::<Snapshot>(0)?.is_some() {
         return Ok(());
     }

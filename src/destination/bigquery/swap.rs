@@ -15,13 +15,17 @@ use tokio::time::Instant;
 use super::{
     BigQuery,
     error::{meaning, permanent},
-    ledger::{self, Carried, Fact, Facts, Sealed, Swapped, Table, Verified, shadow_of},
+    ledger::{self, shadow_of},
     live::{self, Live},
     mark::{self, Mark, State},
     retire, seal,
 };
 use crate::{
-    destination::{Error, foreign_shadow},
+    destination::{
+        Error,
+        fact::{Carried, Fact, Facts, Sealed, Swapped, Table, Verified},
+        foreign_shadow, gone,
+    },
     report::SwapReport,
     table::TableName,
 };
@@ -32,13 +36,13 @@ const AT_ONCE: usize = 16;
 /// See [`Destination::swap`](crate::destination::Destination::swap).
 pub(super) async fn swap(at: &BigQuery) -> Result<SwapReport, Error> {
     let facts = at.facts(&[Table::KIND, Sealed::KIND, Carried::KIND, Verified::KIND, Swapped::KIND]).await?;
-    if let Some(swapped) = facts.get::<Swapped>(0)? {
-        return Ok(ledger::report_of(swapped));
+    if let Some(report) = facts.swap_report()? {
+        return Ok(report);
     }
     facts.fence(at)?;
     let tables: Vec<Table> = facts.all::<Table>()?.into_iter().map(|(_, _, table)| table).collect();
     if tables.is_empty() {
-        return Err(at.gone());
+        return Err(gone(&at.brief));
     }
     retire::drop_until(at, at.brief.epoch.saturating_sub(1)).await?;
     // Whatever refuses is found before the first table is touched.
@@ -63,7 +67,7 @@ async fn each<'a>(swaps: &'a [Swap], step: impl Fn(&'a Swap) -> BoxFuture<'a, Re
 async fn record(at: &BigQuery, mixed: Duration) -> Result<SwapReport, Error> {
     let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default();
     at.record(&[at.entry(0, 0, &Swapped { at: now.to_string(), millis: mixed.as_millis() as i64, retries: 0 })?]).await?;
-    ledger::swap_report(at).await?.ok_or_else(|| at.gone())
+    ledger::swap_report(at).await?.ok_or_else(|| gone(&at.brief))
 }
 
 /// What is to be done for one table.

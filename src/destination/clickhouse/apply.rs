@@ -23,15 +23,17 @@ use super::{
     ddl::quoted,
     encode::{Refused, RowEncoder, unhex},
     error::{self, FENCED, Refusal, UNKNOWN_TABLE, meaning, permanent},
-    fence,
-    ledger::{self, Applied, Counted, Drifted, Fact, Owner as OwnerFact, Parked, Snapshot, Swapped, Table},
-    own,
+    fence, ledger, own,
     quote::{ident, literal},
     types::nullable,
 };
 use crate::{
     api::clickhouse::Engine,
-    destination::{Applier, Counts, Error, Position, ROWS_MISSING, RowChange},
+    destination::{
+        Applier, Counts, Error, Position, ROWS_MISSING, RowChange,
+        fact::{Applied, Counted, Drifted, Fact, Owner as OwnerFact, Parked, Snapshot, Swapped, Table},
+        gone,
+    },
     postgres::Lsn,
     table::TableSchema,
 };
@@ -42,7 +44,7 @@ pub(super) async fn open(at: &ClickHouse) -> Result<Box<dyn Applier>, Error> {
     let at = ClickHouse::new(at.brief.clone(), at.to.clone()).owned_by(at.owner.clone());
     at.fence().await?;
     let facts = at.facts(&[Snapshot::KIND, Swapped::KIND, OwnerFact::KIND, Table::KIND]).await?;
-    let Some(snapshot) = facts.get::<Snapshot>(0)? else { return Err(at.gone()) };
+    let Some(snapshot) = facts.get::<Snapshot>(0)? else { return Err(gone(&at.brief)) };
     if facts.get::<Swapped>(0)?.is_none() {
         return Err(Error::Transient("the tables are not swapped yet".into()));
     }
@@ -261,7 +263,7 @@ impl ClickHouseApplier {
     async fn alter(&mut self, table: &TableSchema, sql: &str, doing: &str) -> Result<(), Error> {
         self.at.fence().await?;
         self.at.client()?.run(sql, doing).await?;
-        let Some((version, known)) = self.versions.get_mut(&table.number) else { return Err(self.at.gone()) };
+        let Some((version, known)) = self.versions.get_mut(&table.number) else { return Err(gone(&self.at.brief)) };
         *version += 1;
         known.schema = table.clone();
         self.altered.insert(table.number);
@@ -307,7 +309,7 @@ impl ClickHouseApplier {
             let names = Names::new(table, &options, own::Own::of(&self.at.brief));
             self.encoders.insert(table.number, Encoding { schema: table.clone(), rows, names });
         }
-        self.encoders.get(&table.number).ok_or_else(|| self.at.gone())
+        self.encoders.get(&table.number).ok_or_else(|| gone(&self.at.brief))
     }
 
     /// A value's text at PostgreSQL as ClickHouse writes it, as a literal. It need not be UTF-8, so it comes in hexadecimal digits.

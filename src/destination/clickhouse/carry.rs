@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::{
     ClickHouse,
     error::permanent,
-    ledger::{Begun, Carried, Fact, Sealed, Table, shadow_of},
+    ledger::shadow_of,
     live::{self, Attribute, attributes},
     own::{self, Own, VERSION},
     quote::{ident, literal, qualified},
@@ -16,7 +16,11 @@ use super::{
 };
 use crate::{
     api::clickhouse::Engine,
-    destination::{Error, carry_cast},
+    destination::{
+        Error, carry_cast,
+        fact::{Begun, Carried, Fact, Sealed, Table},
+        gone,
+    },
     table::TableName,
 };
 
@@ -30,7 +34,7 @@ pub(super) async fn carry(at: &ClickHouse) -> Result<(), Error> {
     }
     at.fence().await?;
     let facts = at.facts(&[Begun::KIND, Table::KIND, Sealed::KIND, Carried::KIND]).await?;
-    let begun = facts.at::<Begun>(0).ok_or_else(|| at.gone())?;
+    let begun = facts.at::<Begun>(0).ok_or_else(|| gone(&at.brief))?;
     let tables = facts.all::<Table>()?;
     for (number, _, table) in &tables {
         if !facts.is_sealed(*number, table.generation)? {

@@ -4,12 +4,16 @@ use serde::Deserialize;
 
 use super::{
     ClickHouse,
-    ledger::{Begun, FACT, Fact, GivenUp, MIRROR, tables_of_ledger},
+    ledger::{FACT, MIRROR, tables_of_ledger},
     quote::literal,
 };
 use crate::{
     brief::Brief,
-    destination::{Error, given_up},
+    destination::{
+        Error,
+        fact::{Begun, Fact, GivenUp},
+        given_up, gone,
+    },
 };
 
 impl ClickHouse {
@@ -59,7 +63,7 @@ impl ClickHouse {
     /// Stops whoever is of an earlier epoch.
     pub(super) async fn fence(&self) -> Result<(), Error> {
         match self.newest().await? {
-            None => Err(self.gone()),
+            None => Err(gone(&self.brief)),
             Some(newest) if newest > self.brief.epoch => Err(Error::Superseded(newest)),
             Some(_) => Ok(()),
         }

@@ -1,8 +1,6 @@
 //! The ledger: what is true of each epoch, kept in the Peer's database.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 use super::{
     ClickHouse,
@@ -12,11 +10,13 @@ use super::{
     quote::literal,
 };
 use crate::{
-    destination::{Chunk, EpochState, Error, LedgerTable},
-    postgres::Lsn,
+    destination::{
+        Chunk, EpochState, Error, LedgerTable,
+        fact::{self, Begun, Fact, Facts, Row, Swapped, Table},
+        gone,
+    },
     report::{Load, SwapReport, TableReport},
-    table::{TableName, TableSchema},
-    verify::Measure,
+    table::TableName,
 };
 
 /// The ledger's tables.
@@ -25,64 +25,9 @@ const TABLES: &str = include_str!("ledger.sql");
 pub(super) const MIRROR: &str = "_mirror_operator_mirror";
 pub(super) const FACT: &str = "_mirror_operator_fact";
 
-/// A kind of fact, with what is told of it.
-pub(super) trait Fact: Serialize + DeserializeOwned {
-    /// Its name in the ledger.
-    const KIND: &'static str;
-}
-
-macro_rules! facts {
-    ($($(#[$doc:meta])* $name:ident = $kind:literal { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => { $(
-        $(#[$doc])*
-        #[derive(Clone, Debug, Serialize, Deserialize)]
-        pub(super) struct $name { $($(#[$field_doc])* pub(super) $field: $type,)* }
-        impl Fact for $name { const KIND: &'static str = $kind; }
-    )* };
-}
-
-facts! {
-    /// The epoch has begun.
-    Begun = "begun" { resync: String, slot: String, }
-    /// The epoch is given up: from now on it neither begins nor swaps by itself.
-    GivenUp = "given up" { }
-    /// The current snapshot. Its version is the generation.
-    Snapshot = "snapshot" { lsn: Lsn, start_lsn: Lsn, partitions: u32, rows: u64, bytes: u64, }
-    /// A table.
-    Table = "table" { schema: TableSchema, generation: u32, gate: Lsn, }
-    /// A chunk of the plan.
-    Planned = "chunk" { partition: u32, table: u32, relation: u32, first_block: u64, end_block: Option<u64>, bytes: u64, }
-    /// A chunk is loaded. Its version is the generation; it counts if that is still its table's.
-    Done = "loaded" { rows: u64, bytes: u64, }
-    /// A table is sealed; the version as above.
-    Sealed = "sealed" { note: Option<String>, }
-    /// A table's rows are carried.
-    Carried = "carried" { deleted: i64, missing: i64, note: Option<String>, }
-    /// At its swap there was a moment without the table.
-    Gap = "gap" { }
-    /// A table's shadow was found to have what the source has; the version is the generation.
-    Verified = "verified" { rows: u64, note: Option<String>, }
-    /// All tables are swapped.
-    Swapped = "swapped" { at: String, millis: i64, retries: u32, }
-    /// The change stream passes a table over.
-    Parked = "parked" { why: String, }
-    /// What differs between the source's table and ours and wants a resync.
-    Drifted = "drifted" { drift: BTreeSet<String>, }
-    /// Changes of a table since the load. Its version is the checkpoint that it belongs to.
-    Counted = "counted" { inserts: u64, updates: u64, deletes: u64, }
-    /// The checkpoint, which is also the version.
-    Applied = "applied" { lsn: Lsn, }
-    /// Who opened the applier last; the version counts the openings.
-    Owner = "owner" { token: String, }
-}
-
-/// Facts of one epoch.
-#[derive(Debug, Default)]
-pub(super) struct Facts {
-    found: BTreeMap<(String, u32), Row>,
-}
-
+/// A fact as the server writes it down.
 #[derive(Debug, Deserialize)]
-struct Row {
+struct Found {
     kind: String,
     number: u32,
     version: u64,
@@ -99,62 +44,6 @@ pub(super) struct Entry {
     number: u32,
     version: u64,
     value: String,
-}
-
-impl Facts {
-    /// A fact, if it is known.
-    pub(super) fn get<F: Fact>(&self, number: u32) -> Result<Option<F>, Error> {
-        Ok(self.versioned(number)?.map(|(_, fact)| fact))
-    }
-
-    /// A fact with its version.
-    pub(super) fn versioned<F: Fact>(&self, number: u32) -> Result<Option<(u64, F)>, Error> {
-        let row = self.found.get(&(F::KIND.to_string(), number));
-        row.map(|row| Ok((row.version, serde_json::from_str(&row.value).map_err(unreadable)?))).transpose()
-    }
-
-    /// All facts of a kind with their numbers and versions.
-    pub(super) fn all<F: Fact>(&self) -> Result<Vec<(u32, u64, F)>, Error> {
-        let rows = self.found.range((F::KIND.to_string(), 0)..=(F::KIND.to_string(), u32::MAX));
-        rows.map(|((_, number), row)| Ok((*number, row.version, serde_json::from_str(&row.value).map_err(unreadable)?))).collect()
-    }
-
-    /// When a fact was written, by the server's clock.
-    pub(super) fn at<F: Fact>(&self, number: u32) -> Option<&str> {
-        self.found.get(&(F::KIND.to_string(), number)).map(|row| row.at.as_str())
-    }
-
-    /// Whether a table's shadow is sealed.
-    pub(super) fn is_sealed(&self, number: u32, generation: u32) -> Result<bool, Error> {
-        Ok(self.versioned::<Sealed>(number)?.is_some_and(|(version, _)| version == u64::from(generation)))
-    }
-
-    /// The chunks of each table that are not loaded.
-    pub(super) fn pending(&self) -> Result<Vec<Chunk>, Error> {
-        let generations: BTreeMap<u32, u32> = self.all::<Table>()?.into_iter().map(|(number, _, t)| (number, t.generation)).collect();
-        let mut pending = Vec::new();
-        for (number, _, chunk) in self.all::<Planned>()? {
-            let done = self.versioned::<Done>(number)?.map(|(version, _)| version);
-            if done.is_none() || done != generations.get(&chunk.table).map(|g| u64::from(*g)) {
-                let Planned { partition, table, relation, first_block, end_block, bytes } = chunk;
-                pending.push(Chunk { number, partition, table, relation, first_block, end_block, bytes });
-            }
-        }
-        Ok(pending)
-    }
-
-    /// Rows that were loaded into a table.
-    pub(super) fn rows_loaded(&self, table: u32, generation: u32) -> Result<u64, Error> {
-        let mut rows = 0;
-        for (number, _, chunk) in self.all::<Planned>()? {
-            if chunk.table == table
-                && let Some((_, done)) = self.versioned::<Done>(number)?.filter(|(version, _)| *version == u64::from(generation))
-            {
-                rows += done.rows;
-            }
-        }
-        Ok(rows)
-    }
 }
 
 impl ClickHouse {
@@ -207,13 +96,16 @@ impl ClickHouse {
             literal(&self.brief.mirror_uid),
             self.brief.epoch
         );
-        let rows: Vec<Row> = self.client()?.rows(&sql, "reading the ledger").await?;
-        Ok(Facts { found: rows.into_iter().map(|row| ((row.kind.clone(), row.number), row)).collect() })
+        let mut facts = Facts::default();
+        for Found { kind, number, version, value, at } in self.client()?.rows(&sql, "reading the ledger").await? {
+            facts.add(&kind, number, Row { version, value, at });
+        }
+        Ok(facts)
     }
 
     /// A fact of this epoch to be recorded.
     pub(super) fn entry<F: Fact>(&self, number: u32, version: u64, fact: &F) -> Result<Entry, Error> {
-        let value = serde_json::to_string(fact).map_err(|e| permanent("Internal", e.to_string()))?;
+        let value = fact::written(fact)?;
         Ok(Entry { mirror: self.brief.mirror_uid.clone(), epoch: self.brief.epoch, kind: F::KIND, number, version, value })
     }
 
@@ -239,12 +131,6 @@ impl ClickHouse {
         );
         self.client()?.run(&sql, "writing the ledger").await
     }
-
-    /// The ledger does not know the epoch: it was abandoned, or its mirror forgotten, while the caller was at work.
-    pub(super) fn gone(&self) -> Error {
-        let crate::brief::Brief { epoch, namespace, mirror, .. } = &self.brief;
-        permanent("EpochGone", format!("the destination's ledger does not know epoch {epoch} of {namespace}/{mirror}: it was removed"))
-    }
 }
 
 /// The statements that create the ledger.
@@ -260,115 +146,35 @@ pub(super) fn tables_of_ledger(ddl: Ddl<'_>, database: &str) -> Vec<String> {
 
 /// See [`Destination::state`](crate::destination::Destination::state).
 pub(super) async fn state(at: &ClickHouse) -> Result<Option<EpochState>, Error> {
-    let facts = at.facts(&[Begun::KIND, Snapshot::KIND, Table::KIND, Sealed::KIND, Swapped::KIND, Applied::KIND]).await?;
-    let newest = at.newest().await?;
-    let (Some(_), Some(newest_epoch)) = (facts.get::<Begun>(0)?, newest) else { return Ok(None) };
-    let snapshot = facts.versioned::<Snapshot>(0)?;
-    let start_lsn = snapshot.as_ref().map(|(_, s)| s.start_lsn).unwrap_or_default();
-    let mut loaded = snapshot.is_some();
-    for (number, _, table) in facts.all::<Table>()? {
-        loaded &= facts.is_sealed(number, table.generation)?;
-    }
-    Ok(Some(EpochState {
-        generation: snapshot.as_ref().map_or(0, |(version, _)| *version as u32),
-        snapshot_lsn: snapshot.map(|(_, s)| s.lsn).unwrap_or_default(),
-        start_lsn,
-        applied_lsn: facts.get::<Applied>(0)?.map_or(start_lsn, |a| a.lsn),
-        loaded,
-        swapped: facts.get::<Swapped>(0)?.is_some(),
-        newest_epoch,
-    }))
+    let facts = at.facts(fact::STATE).await?;
+    at.newest().await?.map_or(Ok(None), |newest| facts.state(newest, None))
 }
 
 /// See [`Destination::tables`](crate::destination::Destination::tables).
 pub(super) async fn tables(at: &ClickHouse) -> Result<Vec<LedgerTable>, Error> {
-    let facts = at.facts(&[Table::KIND, Measure::KIND, Sealed::KIND, Verified::KIND, Parked::KIND, Drifted::KIND]).await?;
-    let table = |(number, _, table): (u32, u64, Table)| {
-        let (sealed, parked) = (facts.is_sealed(number, table.generation)?, facts.get::<Parked>(number)?.map(|p| p.why));
-        let drift = facts.get::<Drifted>(number)?.map(|d| d.drift).unwrap_or_default();
-        let (measured, verified) = (facts.measured(number, table.generation)?, facts.verified(number, table.generation)?.is_some());
-        Ok(LedgerTable { schema: table.schema, gate: table.gate, sealed, measured, verified, parked, drift })
-    };
-    facts.all::<Table>()?.into_iter().map(table).collect()
+    at.facts(fact::TABLES).await?.tables()
 }
 
 /// See [`Destination::pending`](crate::destination::Destination::pending).
 pub(super) async fn pending(at: &ClickHouse, partition: u32) -> Result<Vec<Chunk>, Error> {
-    let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND]).await?;
-    Ok(facts.pending()?.into_iter().filter(|chunk| chunk.partition == partition).collect())
+    at.facts(fact::PENDING).await?.pending_of(partition)
 }
 
 /// See [`Destination::progress`](crate::destination::Destination::progress).
 pub(super) async fn progress(at: &ClickHouse) -> Result<(Load, Vec<TableReport>), Error> {
     let facts = at.facts(&[]).await?;
-    facts.get::<Begun>(0)?.ok_or_else(|| at.gone())?;
-    let mut load = Load::default();
-    if let Some((generation, snapshot)) = facts.versioned::<Snapshot>(0)? {
-        let waiting: BTreeSet<u32> = facts.pending()?.iter().map(|chunk| chunk.partition).collect();
-        load = Load {
-            generation: generation as u32,
-            snapshot_lsn: snapshot.lsn,
-            partitions: snapshot.partitions,
-            partitions_loaded: snapshot.partitions - waiting.len() as u32,
-            total_rows: snapshot.rows as i64,
-            total_bytes: snapshot.bytes as i64,
-            ..load
-        };
-    }
-    let planned: BTreeMap<u32, u32> = facts.all::<Planned>()?.into_iter().map(|(number, _, chunk)| (number, chunk.table)).collect();
-    let tables = facts.all::<Table>()?;
-    let generations: BTreeMap<u32, u64> = tables.iter().map(|(number, _, t)| (*number, u64::from(t.generation))).collect();
-    let mut rows: BTreeMap<u32, i64> = BTreeMap::new();
-    for (number, version, done) in facts.all::<Done>()? {
-        let Some(table) = planned.get(&number).filter(|table| generations.get(table) == Some(&version)) else { continue };
-        *rows.entry(*table).or_default() += done.rows as i64;
-        load.rows += done.rows as i64;
-        load.bytes += done.bytes as i64;
-    }
-    let report = |(number, _, table): (u32, u64, Table)| report(&facts, number, &table, rows.get(&number).copied().unwrap_or(0));
-    Ok((load, tables.into_iter().map(report).collect::<Result<_, _>>()?))
-}
-
-fn report(facts: &Facts, number: u32, table: &Table, rows_loaded: i64) -> Result<TableReport, Error> {
-    let carried = facts.get::<Carried>(number)?;
-    let counted = facts.get::<Counted>(number)?;
-    let drift = facts.get::<Drifted>(number)?.map(|d| d.drift.into_iter().collect::<Vec<_>>());
-    let gap =
-        facts.get::<Gap>(number)?.map(|_| "the destination cannot exchange tables: during the swap there was none for a moment".into());
-    let verified = facts.verified(number, table.generation)?;
-    let remark = verified.as_ref().and_then(|v| v.note.clone());
-    let notes = [facts.get::<Sealed>(number)?.and_then(|s| s.note), carried.as_ref().and_then(|c| c.note.clone()), remark, gap];
-    let notes: Vec<String> = notes.into_iter().flatten().collect();
-    Ok(TableReport {
-        source: table.schema.source.to_string(),
-        destination: table.schema.destination.to_string(),
-        rows_loaded,
-        carried_deleted: carried.as_ref().map_or(0, |c| c.deleted),
-        carried_missing: carried.as_ref().map_or(0, |c| c.missing),
-        rows_verified: verified.map(|v| v.rows as i64),
-        note: (!notes.is_empty()).then(|| notes.join("; ")),
-        sealed: facts.is_sealed(number, table.generation)?,
-        parked: facts.get::<Parked>(number)?.map(|p| p.why),
-        drift: drift.filter(|d| !d.is_empty()).map(|d| format!("{}. Apply a MirrorResync", d.join("; "))),
-        inserts: counted.as_ref().map_or(0, |c| c.inserts as i64),
-        updates: counted.as_ref().map_or(0, |c| c.updates as i64),
-        deletes: counted.as_ref().map_or(0, |c| c.deletes as i64),
-    })
+    facts.get::<Begun>(0)?.ok_or_else(|| gone(&at.brief))?;
+    facts.progress()
 }
 
 /// What the swap of this epoch did; `None` before it.
 pub(super) async fn swap_report(at: &ClickHouse) -> Result<Option<SwapReport>, Error> {
-    let swapped = at.facts(&[Swapped::KIND]).await?.get::<Swapped>(0)?;
-    Ok(swapped.map(|s| SwapReport { at: s.at, lock_millis: s.millis, retries: s.retries }))
+    at.facts(&[Swapped::KIND]).await?.swap_report()
 }
 
 /// The shadow's name, as the ledger's table fact gives it.
 pub(super) fn shadow_of(at: &ClickHouse, table: &Table) -> String {
     mark::shadow(&table.schema.destination, at.brief.epoch, table.generation)
-}
-
-fn unreadable(error: serde_json::Error) -> Error {
-    permanent("LedgerUnreadable", format!("the destination's ledger was written by another version: {error}. Start a new resync"))
 }
 
 #[cfg(test)]

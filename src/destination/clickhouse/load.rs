@@ -12,12 +12,16 @@ use super::{
     ClickHouse,
     encode::{Block, CopyError, CopyReader, RowEncoder},
     error::{Refusal, UNKNOWN_TABLE, meaning, permanent},
-    ledger::{Done, Fact, Facts, Planned, Snapshot, Table, shadow_of},
+    ledger::shadow_of,
     own::{self, list},
     quote::qualified,
 };
 use crate::{
-    destination::{Chunk, Error, Loaded},
+    destination::{
+        Chunk, Error, Loaded,
+        fact::{Done, Fact, Facts, Planned, Snapshot, Table},
+        gone,
+    },
     table::TableSchema,
 };
 
@@ -70,7 +74,7 @@ async fn claim(at: &ClickHouse, table: &TableSchema, chunk: &Chunk, generation: 
     let (Some((current, _)), Some(table), Some(_)) =
         (facts.versioned::<Snapshot>(0)?, facts.get::<Table>(table.number)?, facts.get::<Planned>(chunk.number)?)
     else {
-        return Err(at.gone());
+        return Err(gone(&at.brief));
     };
     if let Some((version, done)) = facts.versioned::<Done>(chunk.number)?
         && version == u64::from(table.generation)

@@ -8,12 +8,19 @@ use super::{
     ClickHouse,
     error::permanent,
     fence,
-    ledger::{self, Begun, FACT, Fact, GivenUp, MIRROR, Table},
+    ledger::{self, FACT, MIRROR},
     live,
     quote::literal,
     undo,
 };
-use crate::{destination::Error, name, table::TableName};
+use crate::{
+    destination::{
+        Error,
+        fact::{Begun, Fact, GivenUp, Table},
+    },
+    name,
+    table::TableName,
+};
 
 /// See [`Destination::drop_retired`](crate::destination::Destination::drop_retired).
 pub(super) async fn drop_retired(at: &ClickHouse) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use super::{
     ClickHouse,
     ddl::quoted,
     error::permanent,
-    ledger::{Done, Fact, Planned, Sealed, Table, shadow_of},
+    ledger::shadow_of,
     live::{self, attributes},
     mark::Mark,
     quote::{ident, literal},
@@ -14,7 +14,11 @@ use super::{
 };
 use crate::{
     api::clickhouse::Engine,
-    destination::Error,
+    destination::{
+        Error,
+        fact::{Done, Fact, Planned, Sealed, Table},
+        gone,
+    },
     table::{TableName, TableSchema},
     verify::Measure,
 };
@@ -30,7 +34,7 @@ pub(super) async fn seal(at: &ClickHouse) -> Result<(), Error> {
     }
     for (number, _, _) in tables {
         let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND, Measure::KIND, Sealed::KIND]).await?;
-        let Some(table) = facts.get::<Table>(number)? else { return Err(at.gone()) };
+        let Some(table) = facts.get::<Table>(number)? else { return Err(gone(&at.brief)) };
         if facts.is_sealed(number, table.generation)? || facts.incomplete(&at.brief)?.contains(&number) {
             continue;
         }

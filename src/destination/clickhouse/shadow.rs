@@ -6,7 +6,7 @@ use super::{
     ClickHouse,
     ddl::Ddl,
     error::{failure, meaning, permanent},
-    ledger::{Begun, Done, Entry, Fact, Planned, Snapshot, Table, shadow_of},
+    ledger::{Entry, shadow_of},
     live::{self, Found},
     mark::{self, Mark},
     own::{Own, VERSION, list, sorting_key},
@@ -15,7 +15,11 @@ use super::{
 };
 use crate::{
     api::clickhouse::{ClickHouseTable, Engine},
-    destination::{Boundary, Error, Plan, foreign_shadow},
+    destination::{
+        Boundary, Error, Plan,
+        fact::{Begun, Done, Fact, Planned, Snapshot, Table},
+        foreign_shadow, gone,
+    },
     report::Failure,
     table::{TableName, TableSchema},
     verify::Measure,
@@ -29,7 +33,7 @@ const REMEMBERED: u64 = 1_000_000_000;
 pub(super) async fn create(at: &ClickHouse, boundary: Boundary, tables: &[TableSchema], plan: &Plan) -> Result<(), Error> {
     at.fence().await?;
     let facts = at.facts(&[Begun::KIND, Snapshot::KIND]).await?;
-    facts.get::<Begun>(0)?.ok_or_else(|| at.gone())?;
+    facts.get::<Begun>(0)?.ok_or_else(|| gone(&at.brief))?;
     if facts.get::<Snapshot>(0)?.is_some() {
         return Ok(());
     }

@@ -12,12 +12,22 @@ use tokio::time::Instant;
 use super::{
     ClickHouse,
     error::{Refusal, UNKNOWN_TABLE, meaning},
-    ledger::{self, Carried, Fact, Gap, GivenUp, Sealed, Swapped, Table, Verified, shadow_of},
+    ledger::{self, shadow_of},
     live, mark,
     mark::Mark,
     retire,
 };
-use crate::{api::clickhouse::Engine, destination::Error, name, report::SwapReport, table::TableName};
+use crate::{
+    api::clickhouse::Engine,
+    destination::{
+        Error,
+        fact::{Carried, Fact, Gap, GivenUp, Sealed, Swapped, Table, Verified},
+        gone,
+    },
+    name,
+    report::SwapReport,
+    table::TableName,
+};
 
 /// How often a swap of one table is begun anew because somebody else was at it.
 const ATTEMPTS: u32 = 20;
@@ -52,7 +62,7 @@ async fn run(at: &ClickHouse, by: By) -> Result<SwapReport, Error> {
     let facts = at.facts(&[Table::KIND, Sealed::KIND, Carried::KIND, Verified::KIND]).await?;
     let tables = facts.all::<Table>()?;
     if tables.is_empty() {
-        return Err(at.gone());
+        return Err(gone(&at.brief));
     }
     for (number, _, table) in &tables {
         if !facts.is_sealed(*number, table.generation)? || facts.get::<Carried>(*number)?.is_none() {

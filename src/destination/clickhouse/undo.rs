@@ -2,12 +2,17 @@
 
 use super::{
     ClickHouse,
-    ledger::{Fact, Table},
     live::{self, Found},
     mark,
     swap::{self, went_through},
 };
-use crate::{destination::Error, table::TableName};
+use crate::{
+    destination::{
+        Error,
+        fact::{Fact, Table},
+    },
+    table::TableName,
+};
 
 /// How often tables are looked at anew because a late statement was at one of them.
 const ATTEMPTS: u32 = 20;

@@ -1,65 +1,22 @@
 //! What a shadow is compared by, and what came of it.
 
-use std::collections::BTreeSet;
-
-use super::{
-    ClickHouse,
-    ledger::{Done, Fact, Facts, Planned, Table, Verified, shadow_of},
-    own::Own,
-    quote::ident,
-    seal,
-};
+use super::{ClickHouse, ledger::shadow_of, own::Own, quote::ident, seal};
 use crate::{
     api::clickhouse::Engine,
-    brief::Brief,
-    destination::Error,
+    destination::{
+        Error,
+        fact::{Done, Fact, Planned, Table, Verified},
+        gone,
+    },
     table::{TableName, TableSchema},
-    verify::{self, Measure},
+    verify::Measure,
 };
-
-impl Fact for Measure {
-    const KIND: &'static str = "measured";
-}
-
-impl Facts {
-    /// What the source has of a table in the snapshot that it is loaded from. Its version is the generation.
-    pub(super) fn measured(&self, number: u32, generation: u32) -> Result<Option<Measure>, Error> {
-        Ok(self.versioned::<Measure>(number)?.filter(|(version, _)| *version == u64::from(generation)).map(|(_, measure)| measure))
-    }
-
-    /// What was found of a table's shadow, if that is as it should be.
-    pub(super) fn verified(&self, number: u32, generation: u32) -> Result<Option<Verified>, Error> {
-        Ok(self.versioned::<Verified>(number)?.filter(|(version, _)| *version == u64::from(generation)).map(|(_, verified)| verified))
-    }
-
-    /// Tables with a chunk that is not loaded, and those that are to be verified and of which the source was not asked.
-    pub(super) fn incomplete(&self, brief: &Brief) -> Result<BTreeSet<u32>, Error> {
-        let mut incomplete: BTreeSet<u32> = self.pending()?.iter().map(|chunk| chunk.table).collect();
-        if verify::is_wanted(brief) {
-            for (number, _, table) in self.all::<Table>()? {
-                if self.measured(number, table.generation)?.is_none() {
-                    incomplete.insert(number);
-                }
-            }
-        }
-        Ok(incomplete)
-    }
-
-    /// Refuses to swap a table that is to be verified and was not.
-    pub(super) fn refuse_unverified(&self, brief: &Brief, table: &Table) -> Result<(), Error> {
-        let (name, number) = (&table.schema.destination, table.schema.number);
-        if verify::is_wanted(brief) && self.verified(number, table.generation)?.is_none() {
-            return Err(Error::Transient(format!("{name} is not ready for the swap: it must be verified first")));
-        }
-        Ok(())
-    }
-}
 
 /// See [`Destination::measured`](crate::destination::Destination::measured). A word that comes late has the version of a snapshot that no longer counts.
 pub(super) async fn measured(at: &ClickHouse, table: &TableSchema, generation: u32, at_source: &Measure) -> Result<(), Error> {
     at.fence().await?;
     let facts = at.facts(&[Table::KIND]).await?;
-    let known = facts.get::<Table>(table.number)?.ok_or_else(|| at.gone())?;
+    let known = facts.get::<Table>(table.number)?.ok_or_else(|| gone(&at.brief))?;
     if known.generation != generation {
         return Err(Error::StaleSnapshot { current: known.generation });
     }
@@ -70,7 +27,7 @@ pub(super) async fn measured(at: &ClickHouse, table: &TableSchema, generation: u
 /// that was written twice is there once. A table of the engine Null keeps nothing: what was written to it is what it got.
 pub(super) async fn measure(at: &ClickHouse, table: &TableSchema) -> Result<Measure, Error> {
     let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND]).await?;
-    let known = facts.get::<Table>(table.number)?.ok_or_else(|| at.gone())?;
+    let known = facts.get::<Table>(table.number)?.ok_or_else(|| gone(&at.brief))?;
     let engine = at.options(table).engine;
     if engine == Engine::Null {
         return Ok(Measure { rows: facts.rows_loaded(table.number, known.generation)?, sum: None });
@@ -85,7 +42,7 @@ pub(super) async fn measure(at: &ClickHouse, table: &TableSchema) -> Result<Meas
 pub(super) async fn verified(at: &ClickHouse, table: &TableSchema, found: &Measure, remark: Option<&str>) -> Result<(), Error> {
     at.fence().await?;
     let facts = at.facts(&[Table::KIND]).await?;
-    let known = facts.get::<Table>(table.number)?.ok_or_else(|| at.gone())?;
+    let known = facts.get::<Table>(table.number)?.ok_or_else(|| gone(&at.brief))?;
     let verified = Verified { rows: found.rows, note: remark.map(str::to_string) };
     at.record(&[at.entry(table.number, known.generation.into(), &verified)?]).await
 }

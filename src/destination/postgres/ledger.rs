@@ -8,11 +8,11 @@ use tokio_postgres::{Client, GenericClient, Transaction, types::PgLsn};
 use super::{
     Postgres,
     error::{At, lock_not_granted, meaning, permanent, sqlstate},
-    session::{commit, gone, pass},
+    session::{commit, pass},
 };
 use crate::{
     brief::Brief,
-    destination::{Chunk, EpochState, Error, LedgerTable, given_up},
+    destination::{Chunk, EpochState, Error, LedgerTable, given_up, gone},
     name,
     postgres::{Lsn, ident, literal},
     report::{Load, SwapReport, TableReport},

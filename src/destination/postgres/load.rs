@@ -7,11 +7,11 @@ use tokio_postgres::{CopyInSink, Transaction};
 use super::{
     Postgres,
     error::At,
-    session::{commit, fence, gone},
+    session::{commit, fence},
 };
 use crate::{
     brief::Brief,
-    destination::{Chunk, Error, Loaded},
+    destination::{Chunk, Error, Loaded, gone},
     postgres::{ident, qualified},
     table::TableSchema,
 };

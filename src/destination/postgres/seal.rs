@@ -7,12 +7,12 @@ use super::{
     error::{At, meaning},
     ledger::{Built, remark},
     live,
-    session::{Session, claim, commit, fence, gone},
+    session::{Session, claim, commit, fence},
     shadow::own_columns,
 };
 use crate::{
     brief::Brief,
-    destination::Error,
+    destination::{Error, gone},
     name,
     postgres::{ident, qualified},
     table::{TableName, TableSchema},

@@ -2,12 +2,12 @@
 
 use tokio_postgres::{Client, Transaction};
 
-use super::{
-    Postgres,
-    error::{At, permanent},
-    ledger,
+use super::{Postgres, error::At, ledger};
+use crate::{
+    brief::Brief,
+    destination::{Error, gone},
+    postgres,
 };
-use crate::{brief::Brief, destination::Error, postgres};
 
 /// Lets the server notice within about a minute that the other side is gone, so that the locks of a lost pod do not outlive it for hours.
 const NOTICE_LOST_CLIENTS: &str = "SET tcp_keepalives_idle = 20; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; SET client_connection_check_interval = 2000";
@@ -91,14 +91,6 @@ pub(super) async fn check(tx: &Transaction<'_>, brief: &Brief) -> Result<(), Err
         Some(newest) if newest > brief.epoch => Err(Error::Superseded(newest)),
         Some(_) => Ok(()),
     }
-}
-
-/// The ledger does not know the epoch: it was abandoned, or its mirror forgotten, while the caller was at work.
-pub(super) fn gone(brief: &Brief) -> Error {
-    permanent(
-        "EpochGone",
-        format!("the destination's ledger does not know epoch {} of {}/{}: it was removed", brief.epoch, brief.namespace, brief.mirror),
-    )
 }
 
 /// Waits until no other caller works on this table for the same purpose; false if `wait` is false and one does.

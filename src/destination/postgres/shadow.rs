@@ -5,11 +5,11 @@ use tokio_postgres::{Transaction, types::PgLsn};
 use super::{
     Postgres,
     error::{At, permanent},
-    session::{commit, fence_alone, gone},
+    session::{commit, fence_alone},
 };
 use crate::{
     brief::Brief,
-    destination::{Boundary, Error, Plan, foreign_shadow},
+    destination::{Boundary, Error, Plan, foreign_shadow, gone},
     name,
     postgres::{ident, literal, qualified},
     table::{TableName, TableSchema},

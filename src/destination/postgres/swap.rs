@@ -15,13 +15,13 @@ use super::{
     ledger::{self, Entry},
     live,
     retire::{self, Found},
-    session::{Session, fence_alone, gone},
+    session::{Session, fence_alone},
     shadow::AFTER_LOADING,
     snapshots,
 };
 use crate::{
     brief::Brief,
-    destination::Error,
+    destination::{Error, gone},
     name,
     postgres::{connect::words, ident, literal, qualified},
     report::SwapReport,

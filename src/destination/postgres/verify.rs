@@ -4,10 +4,10 @@ use super::{
     Postgres,
     error::At,
     ledger::{self, remark},
-    session::{commit, fence, gone},
+    session::{commit, fence},
 };
 use crate::{
-    destination::Error,
+    destination::{Error, gone},
     postgres::{ident, qualified},
     table::TableSchema,
     verify::{self, Measure, Side},

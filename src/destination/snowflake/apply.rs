@@ -17,7 +17,7 @@ use super::{
     client::Session,
     encode::{Refused, RowEncoder},
     error::{meaning, permanent},
-    ledger::{self, Applied, Counted, Drifted, Entry, Fact, Parked, Snapshot, Swapped, Table},
+    ledger::Entry,
     live::attributes,
     own::Own,
     quote::ident,
@@ -25,7 +25,11 @@ use super::{
     types::Type,
 };
 use crate::{
-    destination::{Applier, Cell, Counts, Error, Position, RowChange},
+    destination::{
+        Applier, Cell, Counts, Error, Position, RowChange,
+        fact::{Applied, Counted, Drifted, Fact, Parked, Snapshot, Swapped, Table},
+        gone,
+    },
     postgres::Lsn,
     table::{Identity, TableSchema},
 };
@@ -39,14 +43,14 @@ pub(super) async fn open(at: &Snowflake) -> Result<Box<dyn Applier>, Error> {
     let at = Snowflake::new(at.brief.clone(), at.to.clone()).owned_by(at.owner.clone());
     at.fence().await?;
     let facts = at.facts(&[Snapshot::KIND, Swapped::KIND]).await?;
-    let Some(snapshot) = facts.get::<Snapshot>(0)? else { return Err(at.gone()) };
+    let Some(snapshot) = facts.get::<Snapshot>(0)? else { return Err(gone(&at.brief)) };
     if facts.get::<Swapped>(0)?.is_none() {
         return Err(Error::Transient("the tables are not swapped yet".into()));
     }
     let token = owner::take_over(&at).await?;
     // Nobody else moves the checkpoint any more.
     let facts = at.facts(&[Applied::KIND, Counted::KIND, Table::KIND]).await?;
-    let position = ledger::applied(&facts, at.idle().await?)?.unwrap_or(snapshot.start_lsn);
+    let position = facts.applied(at.idle().await?)?.unwrap_or(snapshot.start_lsn);
     let counts = facts.all::<Counted>()?.into_iter().map(|(number, _, counted)| (number, counted)).collect();
     let tables = facts.all::<Table>()?.into_iter().map(|(number, _, table)| (number, table)).collect();
     at.create_stage().await?;
@@ -112,7 +116,7 @@ impl Applier for SnowflakeApplier {
             return Ok(());
         }
         self.encoding(table, &doing).await?;
-        let Some(encoding) = self.encodings.get(&table.number) else { return Err(self.at.gone()) };
+        let Some(encoding) = self.encodings.get(&table.number) else { return Err(gone(&self.at.brief)) };
         let mut batch = Batch::default();
         for change in &changes {
             batch.add(&encoding.rows, &encoding.names, change).map_err(|e| refused(table, &e, &doing))?;
@@ -268,7 +272,7 @@ impl SnowflakeApplier {
     async fn alter(&mut self, table: &TableSchema, sql: &str, doing: &str) -> Result<(), Error> {
         self.at.fence().await?;
         self.at.client()?.query(sql, doing).await?;
-        let Some(known) = self.tables.get_mut(&table.number) else { return Err(self.at.gone()) };
+        let Some(known) = self.tables.get_mut(&table.number) else { return Err(gone(&self.at.brief)) };
         known.schema = table.clone();
         let entry = self.at.entry(table.number, known.generation.into(), known)?;
         self.record(entry).await

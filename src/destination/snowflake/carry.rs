@@ -5,7 +5,7 @@
 use super::{
     Snowflake,
     error::{Refusal, meaning, permanent},
-    ledger::{Begun, Carried, Fact, Sealed, Table, of_kinds, shadow_of},
+    ledger::{of_kinds, shadow_of},
     live::{self, Attribute, attributes},
     own::{self, Own},
     quote::{ident, literal},
@@ -13,7 +13,11 @@ use super::{
     types::Type,
 };
 use crate::{
-    destination::{Error, carry_cast},
+    destination::{
+        Error, carry_cast,
+        fact::{Begun, Carried, Fact, Sealed, Table},
+        gone,
+    },
     table::TableName,
 };
 
@@ -24,7 +28,7 @@ pub(super) async fn carry(at: &Snowflake) -> Result<(), Error> {
     }
     at.fence().await?;
     let facts = at.facts(&[Begun::KIND, Table::KIND, Sealed::KIND, Carried::KIND]).await?;
-    let begun = facts.at::<Begun>(0).ok_or_else(|| at.gone())?;
+    let begun = facts.at::<Begun>(0).ok_or_else(|| gone(&at.brief))?;
     let tables = facts.all::<Table>()?;
     for (number, _, table) in &tables {
         if !facts.is_sealed(*number, table.generation)? {

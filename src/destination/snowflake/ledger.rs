@@ -2,24 +2,23 @@
 //!
 //! Each fact is one row. One table a mirror, as its writers lock it; so that no mirror waits for another.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-
 use super::{
     Snowflake,
     answer::Answer,
-    error::{meaning, permanent},
+    error::meaning,
     mark,
     quote::{ident, literal},
     transaction::Transaction,
 };
 use crate::{
-    destination::{Chunk, EpochState, Error, LedgerTable, given_up},
+    destination::{
+        Chunk, EpochState, Error, LedgerTable,
+        fact::{self, Begun, Fact, Facts, GivenUp, Row, Swapped, Table},
+        given_up, gone,
+    },
     postgres::Lsn,
     report::{Load, SwapReport, TableReport},
-    table::{TableName, TableSchema},
-    verify::Measure,
+    table::TableName,
 };
 
 /// Of epoch 0: its version is the newest epoch that was begun, the fence.
@@ -29,67 +28,6 @@ const STATEMENT: usize = 400_000;
 /// Rows of one VALUES clause; 16,384 are allowed.
 const ROWS: usize = 2_000;
 
-/// A kind of fact, with what is told of it.
-pub(super) trait Fact: Serialize + DeserializeOwned {
-    /// Its name in the ledger.
-    const KIND: &'static str;
-}
-
-macro_rules! facts {
-    ($($(#[$doc:meta])* $name:ident = $kind:literal { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => { $(
-        $(#[$doc])*
-        #[derive(Clone, Debug, Serialize, Deserialize)]
-        pub(super) struct $name { $($(#[$field_doc])* pub(super) $field: $type,)* }
-        impl Fact for $name { const KIND: &'static str = $kind; }
-    )* };
-}
-
-facts! {
-    /// The epoch has begun.
-    Begun = "begun" { resync: String, slot: String, }
-    /// The epoch was given up before it began, and never will.
-    GivenUp = "given up" { }
-    /// The current snapshot. Its version is the generation.
-    Snapshot = "snapshot" { lsn: Lsn, start_lsn: Lsn, partitions: u32, rows: u64, bytes: u64, }
-    /// A table.
-    Table = "table" { schema: TableSchema, generation: u32, gate: Lsn, }
-    /// A chunk of the plan.
-    Planned = "chunk" { partition: u32, table: u32, relation: u32, first_block: u64, end_block: Option<u64>, bytes: u64, }
-    /// A chunk is loaded. Its version is the generation; it counts if that is still its table's.
-    Done = "loaded" { rows: u64, bytes: u64, }
-    /// A table is sealed; the version as above.
-    Sealed = "sealed" { note: Option<String>, }
-    /// A table's rows are carried.
-    Carried = "carried" { deleted: i64, missing: i64, note: Option<String>, }
-    /// A table's shadow was found to have what the source has; the version is the generation.
-    Verified = "verified" { rows: u64, note: Option<String>, }
-    /// All tables are swapped.
-    Swapped = "swapped" { at: String, millis: i64, retries: u32, }
-    /// The change stream passes a table over.
-    Parked = "parked" { why: String, }
-    /// What differs between the source's table and ours and wants a resync.
-    Drifted = "drifted" { drift: BTreeSet<String>, }
-    /// Changes of a table since the load.
-    Counted = "counted" { inserts: u64, updates: u64, deletes: u64, }
-    /// The checkpoint.
-    Applied = "applied" { lsn: Lsn, }
-    /// Who opened the applier last; the version counts the openings.
-    Owner = "owner" { token: String, }
-}
-
-/// Facts of one epoch.
-#[derive(Debug, Default)]
-pub(super) struct Facts {
-    found: BTreeMap<(String, u32), Row>,
-}
-
-#[derive(Debug)]
-struct Row {
-    version: u64,
-    value: String,
-    at: String,
-}
-
 /// A row to be written.
 pub(super) struct Entry {
     kind: &'static str,
@@ -98,70 +36,14 @@ pub(super) struct Entry {
     value: String,
 }
 
-impl Facts {
-    /// Reads the rows of [`Snowflake::facts_sql`].
-    pub(super) fn read(answer: &Answer) -> Self {
-        let mut facts = Self::default();
-        for row in answer.rows() {
-            let fact = Row { version: row.number(2), value: row.text(3).into(), at: row.text(4).into() };
-            facts.found.insert((row.text(0).into(), row.number(1) as u32), fact);
-        }
-        facts
+/// Reads the rows of [`Snowflake::facts_sql`].
+pub(super) fn read(answer: &Answer) -> Facts {
+    let mut facts = Facts::default();
+    for row in answer.rows() {
+        let fact = Row { version: row.number(2), value: row.text(3).into(), at: row.text(4).into() };
+        facts.add(row.text(0), row.number(1) as u32, fact);
     }
-
-    /// A fact, if it is known.
-    pub(super) fn get<F: Fact>(&self, number: u32) -> Result<Option<F>, Error> {
-        Ok(self.versioned(number)?.map(|(_, fact)| fact))
-    }
-
-    /// A fact with its version.
-    pub(super) fn versioned<F: Fact>(&self, number: u32) -> Result<Option<(u64, F)>, Error> {
-        let row = self.found.get(&(F::KIND.to_string(), number));
-        row.map(|row| Ok((row.version, serde_json::from_str(&row.value).map_err(unreadable)?))).transpose()
-    }
-
-    /// All facts of a kind with their numbers and versions.
-    pub(super) fn all<F: Fact>(&self) -> Result<Vec<(u32, u64, F)>, Error> {
-        let rows = self.found.range((F::KIND.to_string(), 0)..=(F::KIND.to_string(), u32::MAX));
-        rows.map(|((_, number), row)| Ok((*number, row.version, serde_json::from_str(&row.value).map_err(unreadable)?))).collect()
-    }
-
-    /// When a fact was written, by the server's clock.
-    pub(super) fn at<F: Fact>(&self, number: u32) -> Option<&str> {
-        self.found.get(&(F::KIND.to_string(), number)).map(|row| row.at.as_str())
-    }
-
-    /// Whether a table's shadow is sealed.
-    pub(super) fn is_sealed(&self, number: u32, generation: u32) -> Result<bool, Error> {
-        Ok(self.versioned::<Sealed>(number)?.is_some_and(|(version, _)| version == u64::from(generation)))
-    }
-
-    /// The chunks of each table that are not loaded.
-    pub(super) fn pending(&self) -> Result<Vec<Chunk>, Error> {
-        let generations: BTreeMap<u32, u32> = self.all::<Table>()?.into_iter().map(|(number, _, t)| (number, t.generation)).collect();
-        let mut pending = Vec::new();
-        for (number, _, chunk) in self.all::<Planned>()? {
-            let done = self.versioned::<Done>(number)?.map(|(version, _)| version);
-            if done.is_none() || done != generations.get(&chunk.table).map(|g| u64::from(*g)) {
-                let Planned { partition, table, relation, first_block, end_block, bytes } = chunk;
-                pending.push(Chunk { number, partition, table, relation, first_block, end_block, bytes });
-            }
-        }
-        Ok(pending)
-    }
-
-    /// Rows that were loaded into a table.
-    pub(super) fn rows_loaded(&self, table: u32, generation: u32) -> Result<u64, Error> {
-        let mut rows = 0;
-        for (number, _, chunk) in self.all::<Planned>()? {
-            if chunk.table == table
-                && let Some((_, done)) = self.versioned::<Done>(number)?.filter(|(version, _)| *version == u64::from(generation))
-            {
-                rows += done.rows;
-            }
-        }
-        Ok(rows)
-    }
+    facts
 }
 
 impl Snowflake {
@@ -199,7 +81,7 @@ impl Snowflake {
     /// What the ledger says of this epoch under a condition.
     pub(super) async fn facts_where(&self, condition: &str) -> Result<Facts, Error> {
         match self.client()?.try_query(&self.facts_sql(condition)).await {
-            Ok(answer) => Ok(Facts::read(&answer)),
+            Ok(answer) => Ok(read(&answer)),
             Err(refusal) if refusal.is_missing() => Ok(Facts::default()),
             Err(refusal) => Err(meaning(&refusal, "reading the ledger")),
         }
@@ -207,7 +89,7 @@ impl Snowflake {
 
     /// A fact of this epoch to be recorded.
     pub(super) fn entry<F: Fact>(&self, number: u32, version: u64, fact: &F) -> Result<Entry, Error> {
-        let value = serde_json::to_string(fact).map_err(|e| permanent("Internal", e.to_string()))?;
+        let value = fact::written(fact)?;
         Ok(Entry { kind: F::KIND, number, version, value })
     }
 
@@ -284,16 +166,10 @@ impl Snowflake {
     /// Stops whoever is of an earlier epoch.
     pub(super) async fn fence(&self) -> Result<(), Error> {
         match self.newest().await? {
-            None => Err(self.gone()),
+            None => Err(gone(&self.brief)),
             Some(newest) if newest > self.brief.epoch => Err(Error::Superseded(newest)),
             Some(_) => Ok(()),
         }
-    }
-
-    /// The ledger does not know the epoch: it was abandoned, or its mirror forgotten, while the caller was at work.
-    pub(super) fn gone(&self) -> Error {
-        let crate::brief::Brief { epoch, namespace, mirror, .. } = &self.brief;
-        permanent("EpochGone", format!("the destination's ledger does not know epoch {epoch} of {namespace}/{mirror}: it was removed"))
     }
 
     /// Writes how far the stream has come without any change, which needs no warehouse: into the ledger's comment. It is true of this epoch whoever writes it.
@@ -360,121 +236,37 @@ pub(super) async fn begin(at: &Snowflake) -> Result<(), Error> {
 
 /// See [`Destination::state`](crate::destination::Destination::state).
 pub(super) async fn state(at: &Snowflake) -> Result<Option<EpochState>, Error> {
-    let facts = at.facts(&[Begun::KIND, Snapshot::KIND, Table::KIND, Sealed::KIND, Swapped::KIND, Applied::KIND]).await?;
-    if facts.get::<Begun>(0)?.is_none() {
-        return Ok(None);
-    }
-    let Some(newest_epoch) = at.newest().await? else { return Ok(None) };
-    let snapshot = facts.versioned::<Snapshot>(0)?;
-    let start_lsn = snapshot.as_ref().map(|(_, s)| s.start_lsn).unwrap_or_default();
-    let swapped = facts.get::<Swapped>(0)?.is_some();
-    let mut loaded = snapshot.is_some();
-    for (number, _, table) in facts.all::<Table>()? {
-        loaded &= facts.is_sealed(number, table.generation)?;
-    }
-    Ok(Some(EpochState {
-        generation: snapshot.as_ref().map_or(0, |(version, _)| *version as u32),
-        snapshot_lsn: snapshot.map(|(_, s)| s.lsn).unwrap_or_default(),
-        start_lsn,
-        applied_lsn: applied(&facts, if swapped { at.idle().await? } else { None })?.unwrap_or(start_lsn),
-        loaded,
-        swapped,
-        newest_epoch,
-    }))
-}
-
-/// The checkpoint, if there is one.
-pub(super) fn applied(facts: &Facts, idle: Option<Lsn>) -> Result<Option<Lsn>, Error> {
-    Ok(facts.get::<Applied>(0)?.map(|a| a.lsn).max(idle))
+    let facts = at.facts(fact::STATE).await?;
+    let Some(newest) = at.newest().await? else { return Ok(None) };
+    let idle = if facts.get::<Swapped>(0)?.is_some() { at.idle().await? } else { None };
+    facts.state(newest, idle)
 }
 
 /// See [`Destination::tables`](crate::destination::Destination::tables).
 pub(super) async fn tables(at: &Snowflake) -> Result<Vec<LedgerTable>, Error> {
-    let facts = at.facts(&[Table::KIND, Measure::KIND, Sealed::KIND, Verified::KIND, Parked::KIND, Drifted::KIND]).await?;
-    let table = |(number, _, table): (u32, u64, Table)| {
-        let (sealed, parked) = (facts.is_sealed(number, table.generation)?, facts.get::<Parked>(number)?.map(|p| p.why));
-        let drift = facts.get::<Drifted>(number)?.map(|d| d.drift).unwrap_or_default();
-        let (measured, verified) = (facts.measured(number, table.generation)?, facts.verified(number, table.generation)?.is_some());
-        Ok(LedgerTable { schema: table.schema, gate: table.gate, sealed, measured, verified, parked, drift })
-    };
-    facts.all::<Table>()?.into_iter().map(table).collect()
+    at.facts(fact::TABLES).await?.tables()
 }
 
 /// See [`Destination::pending`](crate::destination::Destination::pending).
 pub(super) async fn pending(at: &Snowflake, partition: u32) -> Result<Vec<Chunk>, Error> {
-    let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND]).await?;
-    Ok(facts.pending()?.into_iter().filter(|chunk| chunk.partition == partition).collect())
+    at.facts(fact::PENDING).await?.pending_of(partition)
 }
 
 /// See [`Destination::progress`](crate::destination::Destination::progress).
 pub(super) async fn progress(at: &Snowflake) -> Result<(Load, Vec<TableReport>), Error> {
     let facts = at.facts(&[]).await?;
-    facts.get::<Begun>(0)?.ok_or_else(|| at.gone())?;
-    let mut load = Load::default();
-    if let Some((generation, snapshot)) = facts.versioned::<Snapshot>(0)? {
-        let waiting: BTreeSet<u32> = facts.pending()?.iter().map(|chunk| chunk.partition).collect();
-        load = Load {
-            generation: generation as u32,
-            snapshot_lsn: snapshot.lsn,
-            partitions: snapshot.partitions,
-            partitions_loaded: snapshot.partitions - waiting.len() as u32,
-            total_rows: snapshot.rows as i64,
-            total_bytes: snapshot.bytes as i64,
-            ..load
-        };
-    }
-    let planned: BTreeMap<u32, u32> = facts.all::<Planned>()?.into_iter().map(|(number, _, chunk)| (number, chunk.table)).collect();
-    let tables = facts.all::<Table>()?;
-    let generations: BTreeMap<u32, u64> = tables.iter().map(|(number, _, t)| (*number, u64::from(t.generation))).collect();
-    let mut rows: BTreeMap<u32, i64> = BTreeMap::new();
-    for (number, version, done) in facts.all::<Done>()? {
-        let Some(table) = planned.get(&number).filter(|table| generations.get(table) == Some(&version)) else { continue };
-        *rows.entry(*table).or_default() += done.rows as i64;
-        load.rows += done.rows as i64;
-        load.bytes += done.bytes as i64;
-    }
-    let report = |(number, _, table): (u32, u64, Table)| report(&facts, number, &table, rows.get(&number).copied().unwrap_or(0));
-    Ok((load, tables.into_iter().map(report).collect::<Result<_, _>>()?))
-}
-
-fn report(facts: &Facts, number: u32, table: &Table, rows_loaded: i64) -> Result<TableReport, Error> {
-    let carried = facts.get::<Carried>(number)?;
-    let counted = facts.get::<Counted>(number)?;
-    let drift = facts.get::<Drifted>(number)?.map(|d| d.drift.into_iter().collect::<Vec<_>>());
-    let verified = facts.verified(number, table.generation)?;
-    let remark = verified.as_ref().and_then(|v| v.note.clone());
-    let notes = [facts.get::<Sealed>(number)?.and_then(|s| s.note), carried.as_ref().and_then(|c| c.note.clone()), remark];
-    let notes: Vec<String> = notes.into_iter().flatten().collect();
-    Ok(TableReport {
-        source: table.schema.source.to_string(),
-        destination: table.schema.destination.to_string(),
-        rows_loaded,
-        carried_deleted: carried.as_ref().map_or(0, |c| c.deleted),
-        carried_missing: carried.as_ref().map_or(0, |c| c.missing),
-        rows_verified: verified.map(|v| v.rows as i64),
-        note: (!notes.is_empty()).then(|| notes.join("; ")),
-        sealed: facts.is_sealed(number, table.generation)?,
-        parked: facts.get::<Parked>(number)?.map(|p| p.why),
-        drift: drift.filter(|d| !d.is_empty()).map(|d| format!("{}. Apply a MirrorResync", d.join("; "))),
-        inserts: counted.as_ref().map_or(0, |c| c.inserts as i64),
-        updates: counted.as_ref().map_or(0, |c| c.updates as i64),
-        deletes: counted.as_ref().map_or(0, |c| c.deletes as i64),
-    })
+    facts.get::<Begun>(0)?.ok_or_else(|| gone(&at.brief))?;
+    facts.progress()
 }
 
 /// What the swap of this epoch did; `None` before it.
 pub(super) async fn swap_report(at: &Snowflake) -> Result<Option<SwapReport>, Error> {
-    let swapped = at.facts(&[Swapped::KIND]).await?.get::<Swapped>(0)?;
-    Ok(swapped.map(|s| SwapReport { at: s.at, lock_millis: s.millis, retries: s.retries }))
+    at.facts(&[Swapped::KIND]).await?.swap_report()
 }
 
 /// The shadow's name, as the ledger's table fact gives it.
 pub(super) fn shadow_of(at: &Snowflake, table: &Table) -> String {
     mark::shadow(&table.schema.destination, at.brief.epoch, table.generation)
-}
-
-fn unreadable(error: serde_json::Error) -> Error {
-    permanent("LedgerUnreadable", format!("the destination's ledger was written by another version: {error}. Start a new resync"))
 }
 
 #[cfg(test)]

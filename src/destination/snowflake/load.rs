@@ -7,7 +7,7 @@ use super::{
     Snowflake,
     encode::{CopyError, CopyReader, FILE_FORMAT, RowEncoder},
     error::permanent,
-    ledger::{Done, Fact, Facts, Planned, Snapshot, Table, shadow_of},
+    ledger::shadow_of,
     own::Own,
     quote::{ident, literal},
     stage::{File, Place},
@@ -15,7 +15,11 @@ use super::{
     types::Type,
 };
 use crate::{
-    destination::{Chunk, Error, Loaded},
+    destination::{
+        Chunk, Error, Loaded,
+        fact::{Done, Fact, Facts, Planned, Snapshot, Table},
+        gone,
+    },
     table::{TableName, TableSchema},
 };
 
@@ -66,7 +70,7 @@ fn claim(at: &Snowflake, facts: &Facts, table: &TableSchema, chunk: &Chunk, gene
     let (Some((current, _)), Some(table), Some(_)) =
         (facts.versioned::<Snapshot>(0)?, facts.get::<Table>(table.number)?, facts.get::<Planned>(chunk.number)?)
     else {
-        return Err(at.gone());
+        return Err(gone(&at.brief));
     };
     if let Some((version, done)) = facts.versioned::<Done>(chunk.number)?
         && version == u64::from(table.generation)
@@ -189,7 +193,7 @@ impl Copy<'_> {
                 transaction.roll_back().await;
                 return match other? {
                     Claim::Loaded(loaded) => Ok(loaded),
-                    Claim::Ours(_) => Err(self.at.gone()),
+                    Claim::Ours(_) => Err(gone(&self.at.brief)),
                 };
             }
         }

@@ -5,11 +5,17 @@ use std::collections::BTreeSet;
 use super::{
     Snowflake,
     error::{meaning, permanent},
-    ledger::{self, Begun, Fact, GivenUp, Table, of_kinds},
+    ledger::{self, of_kinds},
     live, mark,
     transaction::Transaction,
 };
-use crate::{destination::Error, table::TableName};
+use crate::{
+    destination::{
+        Error,
+        fact::{Begun, Fact, GivenUp, Table},
+    },
+    table::TableName,
+};
 
 /// See [`Destination::drop_retired`](crate::destination::Destination::drop_retired).
 pub(super) async fn drop_retired(at: &Snowflake) -> Result<(), Error> {

@@ -3,13 +3,17 @@
 use super::{
     Snowflake,
     error::{meaning, permanent},
-    ledger::{Done, Fact, Planned, Sealed, Table, shadow_of},
+    ledger::shadow_of,
     live::{self, attributes},
     mark::Mark,
     quote::{ident, literal},
 };
 use crate::{
-    destination::Error,
+    destination::{
+        Error,
+        fact::{Done, Fact, Planned, Sealed, Table},
+        gone,
+    },
     table::{TableName, TableSchema},
     verify::Measure,
 };
@@ -25,7 +29,7 @@ pub(super) async fn seal(at: &Snowflake) -> Result<(), Error> {
     }
     for (number, _, _) in tables {
         let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND, Measure::KIND, Sealed::KIND]).await?;
-        let Some(table) = facts.get::<Table>(number)? else { return Err(at.gone()) };
+        let Some(table) = facts.get::<Table>(number)? else { return Err(gone(&at.brief)) };
         if facts.is_sealed(number, table.generation)? || facts.incomplete(&at.brief)?.contains(&number) {
             continue;
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{
     Snowflake,
     error::permanent,
-    ledger::{Begun, Done, Entry, Fact, Planned, Snapshot, Table, of_kinds, shadow_of},
+    ledger::{Entry, of_kinds, shadow_of},
     live,
     mark::Mark,
     own::Own,
@@ -14,7 +14,11 @@ use super::{
 };
 use crate::{
     api::snowflake::SnowflakeTable,
-    destination::{Boundary, Error, Plan, foreign_shadow},
+    destination::{
+        Boundary, Error, Plan,
+        fact::{Begun, Done, Fact, Planned, Snapshot, Table},
+        foreign_shadow, gone,
+    },
     table::{TableName, TableSchema},
     verify::Measure,
 };
@@ -23,7 +27,7 @@ use crate::{
 pub(super) async fn create(at: &Snowflake, boundary: Boundary, tables: &[TableSchema], plan: &Plan) -> Result<(), Error> {
     at.fence().await?;
     let facts = at.facts(&[Begun::KIND, Snapshot::KIND]).await?;
-    facts.get::<Begun>(0)?.ok_or_else(|| at.gone())?;
+    facts.get::<Begun>(0)?.ok_or_else(|| gone(&at.brief))?;
     if facts.get::<Snapshot>(0)?.is_some() {
         return Ok(());
     }

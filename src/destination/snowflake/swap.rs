@@ -10,12 +10,20 @@ use tokio::time::Instant;
 
 use super::{
     Snowflake,
-    ledger::{self, Carried, Fact, Sealed, Swapped, Table, Verified, shadow_of},
+    ledger::{self, shadow_of},
     live::{self, went_through},
     mark::{self, Mark},
     retire, seal,
 };
-use crate::{destination::Error, report::SwapReport, table::TableName};
+use crate::{
+    destination::{
+        Error,
+        fact::{Carried, Fact, Sealed, Swapped, Table, Verified},
+        gone,
+    },
+    report::SwapReport,
+    table::TableName,
+};
 
 /// How often a swap of one table is begun anew because somebody else was at it.
 const ATTEMPTS: u32 = 20;
@@ -29,7 +37,7 @@ pub(super) async fn swap(at: &Snowflake) -> Result<SwapReport, Error> {
     let facts = at.facts(&[Table::KIND, Sealed::KIND, Carried::KIND, Verified::KIND]).await?;
     let tables = facts.all::<Table>()?;
     if tables.is_empty() {
-        return Err(at.gone());
+        return Err(gone(&at.brief));
     }
     for (number, _, table) in &tables {
         if !facts.is_sealed(*number, table.generation)? || facts.get::<Carried>(*number)?.is_none() {
@@ -63,7 +71,7 @@ pub(super) async fn swap(at: &Snowflake) -> Result<SwapReport, Error> {
 async fn record(at: &Snowflake, mixed: Duration, retries: u32) -> Result<SwapReport, Error> {
     let now = at.now().await?.get(..19).unwrap_or_default().replace(' ', "T");
     at.record(&[at.entry(0, 0, &Swapped { at: format!("{now}.000Z"), millis: mixed.as_millis() as i64, retries })?]).await?;
-    ledger::swap_report(at).await?.ok_or_else(|| at.gone())
+    ledger::swap_report(at).await?.ok_or_else(|| gone(&at.brief))
 }
 
 /// Brings this epoch's table under its live name. Returns how often that was begun anew.

@@ -9,9 +9,9 @@ use super::{
     answer::Answer,
     client::Session,
     error::{Refusal, meaning},
-    ledger::{Entry, Facts, NEWEST},
+    ledger::{self, Entry, NEWEST},
 };
-use crate::destination::Error;
+use crate::destination::{Error, fact::Facts, gone};
 
 /// Rolled back unless it is committed.
 pub(super) struct Transaction<'a> {
@@ -82,7 +82,7 @@ impl<'a> Transaction<'a> {
     /// What the ledger says of this epoch under a condition.
     pub(super) async fn facts_where(&mut self, condition: &str) -> Result<Facts, Error> {
         let sql = self.at.facts_sql(condition);
-        Ok(Facts::read(&self.query(&sql, "reading the ledger").await?))
+        Ok(ledger::read(&self.query(&sql, "reading the ledger").await?))
     }
 
     /// Records facts.
@@ -107,7 +107,7 @@ impl<'a> Transaction<'a> {
 
     async fn end(&mut self) -> Result<Session, Error> {
         self.query("COMMIT", "committing").await?;
-        self.session.take().ok_or_else(|| self.at.gone())
+        self.session.take().ok_or_else(|| gone(&self.at.brief))
     }
 
     /// Leaves nothing of it.

@@ -1,64 +1,27 @@
 //! What a shadow is compared by, and what came of it.
 
-use std::collections::BTreeSet;
-
 use super::{
     Snowflake,
-    ledger::{Fact, Facts, Table, Verified, of_kinds, shadow_of},
+    ledger::{of_kinds, shadow_of},
     own::Own,
     quote::ident,
     transaction::Transaction,
 };
 use crate::{
-    brief::Brief,
-    destination::Error,
+    destination::{
+        Error,
+        fact::{Fact, Table, Verified},
+        gone,
+    },
     table::{TableName, TableSchema},
-    verify::{self, Measure},
+    verify::Measure,
 };
-
-impl Fact for Measure {
-    const KIND: &'static str = "measured";
-}
-
-impl Facts {
-    /// What the source has of a table in the snapshot that it is loaded from. Its version is the generation.
-    pub(super) fn measured(&self, number: u32, generation: u32) -> Result<Option<Measure>, Error> {
-        Ok(self.versioned::<Measure>(number)?.filter(|(version, _)| *version == u64::from(generation)).map(|(_, measure)| measure))
-    }
-
-    /// What was found of a table's shadow, if that is as it should be.
-    pub(super) fn verified(&self, number: u32, generation: u32) -> Result<Option<Verified>, Error> {
-        Ok(self.versioned::<Verified>(number)?.filter(|(version, _)| *version == u64::from(generation)).map(|(_, verified)| verified))
-    }
-
-    /// Tables with a chunk that is not loaded, and those that are to be verified and of which the source was not asked.
-    pub(super) fn incomplete(&self, brief: &Brief) -> Result<BTreeSet<u32>, Error> {
-        let mut incomplete: BTreeSet<u32> = self.pending()?.iter().map(|chunk| chunk.table).collect();
-        if verify::is_wanted(brief) {
-            for (number, _, table) in self.all::<Table>()? {
-                if self.measured(number, table.generation)?.is_none() {
-                    incomplete.insert(number);
-                }
-            }
-        }
-        Ok(incomplete)
-    }
-
-    /// Refuses to swap a table that is to be verified and was not.
-    pub(super) fn refuse_unverified(&self, brief: &Brief, table: &Table) -> Result<(), Error> {
-        let (name, number) = (&table.schema.destination, table.schema.number);
-        if verify::is_wanted(brief) && self.verified(number, table.generation)?.is_none() {
-            return Err(Error::Transient(format!("{name} is not ready for the swap: it must be verified first")));
-        }
-        Ok(())
-    }
-}
 
 /// See [`Destination::measured`](crate::destination::Destination::measured). Behind the fence, where no snapshot is renewed meanwhile: a word that comes late
 /// would take the place of one on the next snapshot.
 pub(super) async fn measured(at: &Snowflake, table: &TableSchema, generation: u32, at_source: &Measure) -> Result<(), Error> {
     let mut transaction = Transaction::fenced(at).await?;
-    let known = transaction.facts_where(&of_kinds(&[Table::KIND])).await?.get::<Table>(table.number)?.ok_or_else(|| at.gone())?;
+    let known = transaction.facts_where(&of_kinds(&[Table::KIND])).await?.get::<Table>(table.number)?.ok_or_else(|| gone(&at.brief))?;
     if known.generation != generation {
         transaction.roll_back().await;
         return Err(Error::StaleSnapshot { current: known.generation });
@@ -69,7 +32,7 @@ pub(super) async fn measured(at: &Snowflake, table: &TableSchema, generation: u3
 
 /// See [`Destination::measure`](crate::destination::Destination::measure).
 pub(super) async fn measure(at: &Snowflake, table: &TableSchema) -> Result<Measure, Error> {
-    let known = at.facts(&[Table::KIND]).await?.get::<Table>(table.number)?.ok_or_else(|| at.gone())?;
+    let known = at.facts(&[Table::KIND]).await?.get::<Table>(table.number)?.ok_or_else(|| gone(&at.brief))?;
     let shadow = TableName { schema: table.destination.schema.clone(), name: shadow_of(at, &known) };
     let carried = Own::of(&at.brief).flag.map(|flag| format!(" WHERE NOT {}", ident(&flag))).unwrap_or_default();
     let sql = format!("SELECT COUNT(*) FROM {}{carried}", at.quoted(&shadow));
@@ -80,7 +43,7 @@ pub(super) async fn measure(at: &Snowflake, table: &TableSchema) -> Result<Measu
 pub(super) async fn verified(at: &Snowflake, table: &TableSchema, found: &Measure, remark: Option<&str>) -> Result<(), Error> {
     at.fence().await?;
     let facts = at.facts(&[Table::KIND]).await?;
-    let known = facts.get::<Table>(table.number)?.ok_or_else(|| at.gone())?;
+    let known = facts.get::<Table>(table.number)?.ok_or_else(|| gone(&at.brief))?;
     let verified = Verified { rows: found.rows, note: remark.map(str::to_string) };
     at.record(&[at.entry(table.number, known.generation.into(), &verified)?]).await
 }

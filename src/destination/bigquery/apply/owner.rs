@@ -2,13 +2,12 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::super::{
-    BigQuery,
-    error::meaning,
-    ledger::{Fact, Owner as OwnerFact},
-    quote::literal,
+use super::super::{BigQuery, error::meaning, quote::literal};
+use crate::destination::{
+    Error,
+    fact::{Fact, Owner as OwnerFact},
+    gone,
 };
-use crate::destination::Error;
 
 /// A process, as the ledger knows it.
 #[derive(Debug)]
@@ -64,7 +63,7 @@ pub(super) async fn take_over(at: &BigQuery) -> Result<String, Error> {
                 return Ok(token);
             }
             Some(_) => {}
-            None => return Err(at.gone()),
+            None => return Err(gone(&at.brief)),
         }
     }
 }
@@ -90,6 +89,6 @@ pub(super) async fn check(at: &BigQuery, token: &str) -> Result<(), Error> {
     match at.facts(&[OwnerFact::KIND]).await?.get::<OwnerFact>(0)? {
         Some(fact) if fact.token == token => Ok(()),
         Some(_) => Err(Error::Displaced),
-        None => Err(at.gone()),
+        None => Err(gone(&at.brief)),
     }
 }

@@ -17,7 +17,7 @@ use super::{
     statements::{BATCH, Names},
 };
 use crate::{
-    destination::Error,
+    destination::{Error, gone},
     table::{TableName, TableSchema},
 };
 
@@ -71,7 +71,7 @@ impl Stages {
             self.create(at, table, &name, names, doing).await?;
             self.open.insert(key.clone(), Stage { name, rows: 0, since: Instant::now() });
         }
-        let Some(stage) = self.open.get_mut(&key) else { return Err(at.gone()) };
+        let Some(stage) = self.open.get_mut(&key) else { return Err(gone(&at.brief)) };
         let is_new = stage.rows == 0;
         stage.rows += rows.len() as u64;
         let name = stage.name.clone();

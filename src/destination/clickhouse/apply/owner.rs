@@ -4,11 +4,12 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::super::{
-    ClickHouse,
-    ledger::{Fact, Owner as OwnerFact},
+use super::super::ClickHouse;
+use crate::destination::{
+    Error,
+    fact::{Fact, Owner as OwnerFact},
+    gone,
 };
-use crate::destination::Error;
 
 /// A process, as the ledger knows it.
 #[derive(Debug)]
@@ -45,6 +46,6 @@ pub(super) async fn check(at: &ClickHouse, token: &str) -> Result<(), Error> {
     match at.facts(&[OwnerFact::KIND]).await?.get::<OwnerFact>(0)? {
         Some(fact) if fact.token == token => Ok(()),
         Some(_) => Err(Error::Displaced),
-        None => Err(at.gone()),
+        None => Err(gone(&at.brief)),
     }
 }

@@ -2,13 +2,12 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::super::{
-    Snowflake,
-    ledger::{Fact, Owner as OwnerFact, of_kinds},
-    quote::literal,
-    transaction::Transaction,
+use super::super::{Snowflake, ledger::of_kinds, quote::literal, transaction::Transaction};
+use crate::destination::{
+    Error,
+    fact::{Fact, Owner as OwnerFact},
+    gone,
 };
-use crate::destination::Error;
 
 /// A process, as the ledger knows it.
 #[derive(Debug)]
@@ -78,6 +77,6 @@ pub(super) async fn check(at: &Snowflake, token: &str) -> Result<(), Error> {
     match at.facts(&[OwnerFact::KIND]).await?.get::<OwnerFact>(0)? {
         Some(fact) if fact.token == token => Ok(()),
         Some(_) => Err(Error::Displaced),
-        None => Err(at.gone()),
+        None => Err(gone(&at.brief)),
     }
 }
