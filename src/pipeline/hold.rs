@@ -241,7 +241,15 @@ mod tests {
         };
         let name = TableName { schema: "public".into(), name: "t".into() };
         let columns = columns.iter().map(column).collect();
-        TableSchema { number: 0, source: name.clone(), source_oid: 1, destination: name, columns, identity: Identity::Key(key.into()) }
+        TableSchema {
+            number: 0,
+            source: name.clone(),
+            source_oid: 1,
+            destination: name,
+            columns,
+            identity: Identity::Key(key.into()),
+            partition_key: None,
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::{
     source::{
         Error,
         catalog::{self, Catalog},
+        keys,
         partition::{self, Relation, Sizes},
         preflight, sequence, slot,
         snapshot::{self, Holder},
@@ -123,7 +124,12 @@ pub async fn saying_blockers<T>(brief: &Brief, board: &Board, making: impl Futur
 
 /// What is to be read.
 async fn relations(brief: &Brief, client: &Client, tables: &[TableSchema]) -> Result<Vec<Relation>, Error> {
-    if brief.load { catalog::relations(client, tables).await } else { Ok(vec![]) }
+    if !brief.load {
+        return Ok(vec![]);
+    }
+    let mut relations = catalog::relations(client, tables).await?;
+    keys::measure(client, tables, &mut relations).await?;
+    Ok(relations)
 }
 
 fn sizes(brief: &Brief) -> Sizes {
