@@ -120,7 +120,15 @@ pub fn schema(columns: &[Types], destination: impl Fn(&Types) -> &'static str) -
     };
     let name = TableName { schema: "public".into(), name: "t".into() };
     let columns = columns.iter().enumerate().map(column).collect();
-    TableSchema { number: 0, source: name.clone(), source_oid: 1, destination: name, columns, identity: Identity::Key(vec![0]) }
+    TableSchema {
+        number: 0,
+        source: name.clone(),
+        source_oid: 1,
+        destination: name,
+        columns,
+        identity: Identity::Key(vec![0]),
+        partition_key: None,
+    }
 }
 
 /// What the source's COPY sends of these rows, in its binary form (PostgreSQL docs, "COPY", "Binary Format").

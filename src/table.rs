@@ -29,6 +29,9 @@ pub struct TableSchema {
     pub columns: Vec<Column>,
     /// What tells rows apart in the change stream.
     pub identity: Identity,
+    /// The source's column by whose ranges it is read; by blocks without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition_key: Option<String>,
 }
 
 /// A mirrored column.

@@ -135,7 +135,15 @@ mod tests {
         };
         let name = |name: &str| TableName { schema: "public".into(), name: name.into() };
         let columns = columns.iter().map(column).collect();
-        TableSchema { number: 0, source: name("a"), source_oid: 1, destination: name("b"), columns, identity: Identity::FullRow }
+        TableSchema {
+            number: 0,
+            source: name("a"),
+            source_oid: 1,
+            destination: name("b"),
+            columns,
+            identity: Identity::FullRow,
+            partition_key: None,
+        }
     }
 
     #[test]

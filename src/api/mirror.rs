@@ -124,6 +124,11 @@ pub struct Table {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1600), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["source"]))]
     pub columns: Vec<Column>,
+    /// A source's column of type smallint, integer or bigint: the load reads ranges of its values instead of blocks. Views and foreign tables, which have no
+    /// blocks, can be mirrored with it (`mode: SnapshotOnly`). Its smallest and largest values are looked up before the load: have an index on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub partition_key: Option<String>,
     /// How the table is kept, if the destination is ClickHouse.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clickhouse: Option<super::clickhouse::ClickHouseTable>,

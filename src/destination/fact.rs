@@ -149,7 +149,7 @@ impl Facts {
             let done = self.versioned::<Done>(number)?.map(|(version, _)| version);
             if done.is_none() || done != generations.get(&chunk.table).map(|g| u64::from(*g)) {
                 let Planned { partition, table, relation, first_block, end_block, bytes } = chunk;
-                pending.push(Chunk { number, partition, table, relation, first_block, end_block, bytes });
+                pending.push(Chunk { number, partition, table, relation, first: first_block, end: end_block, bytes });
             }
         }
         Ok(pending)

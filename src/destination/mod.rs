@@ -60,7 +60,8 @@ pub struct Boundary {
     pub lsn: Lsn,
 }
 
-/// A range of blocks of one source relation: the unit of commit.
+/// A part of one source relation: the unit of commit. A range of its blocks or, if its table has a [`TableSchema::partition_key`], of that column's
+/// values, by their [`position`](crate::source::keys::position).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
     /// Unique in the epoch.
@@ -71,10 +72,10 @@ pub struct Chunk {
     pub table: u32,
     /// At the source: the table, or one leaf of a partitioned one.
     pub relation: u32,
-    /// First block.
-    pub first_block: u64,
+    /// Where it begins; 0 means at the beginning, with whatever has no position.
+    pub first: u64,
     /// End, exclusive; `None` means to the end, however far that is when the chunk is read.
-    pub end_block: Option<u64>,
+    pub end: Option<u64>,
     /// Estimated size.
     pub bytes: u64,
 }

@@ -125,7 +125,9 @@ fn wanted(spec: &MirrorSpec, destination: &DestinationPeer) -> Wanted {
 /// Whether tables made from `brief` are what `spec` says.
 pub fn made_from(brief: &Brief, spec: &MirrorSpec) -> bool {
     let Wanted { tables, soft_delete, synced_at_column } = wanted(spec, &brief.destination);
-    brief.tables == tables
+    // How a table is read makes no other table of it.
+    let made = |tables: Vec<Table>| tables.into_iter().map(|table| Table { partition_key: None, ..table }).collect::<Vec<_>>();
+    made(brief.tables.clone()) == made(tables)
         && brief.soft_delete == soft_delete
         && brief.synced_at_column == synced_at_column
         && brief.publication == spec.source.publication
@@ -213,6 +215,9 @@ mod tests {
         let made = brief(&two, None, 1, Some(&source), Some(&destination)).unwrap();
         assert!(made_from(&made, &two.spec), "a mirror is in sync with itself");
         assert!(!made_from(&made, &mirror(json!([{ "source": "public.orders" }])).spec));
+        let by_key =
+            mirror(json!([{ "source": "public.orders", "partitionKey": "id" }, { "source": "public.t", "destination": "other.t" }]));
+        assert!(made_from(&made, &by_key.spec), "how a table is read makes no other table of it");
         let names: Vec<_> = made.tables.iter().map(|t| TableName::parse(t.destination.as_deref().unwrap()).unwrap().to_string()).collect();
         assert_eq!(names, ["my.shop.orders", "other.t"]);
         assert_eq!((made.soft_delete.column.as_str(), made.synced_at_column.as_str()), ("_peerdb_is_deleted", "_peerdb_synced_at"));

@@ -153,7 +153,7 @@ async fn rewritten(destination: &dyn Destination, holder: &Holder) -> bool {
     // Either side may be away for a moment; it is looked at again soon, and no worker keeps a chunk of a rewritten table.
     let Ok(tables) = destination.tables().await else { return false };
     let unsealed: Vec<TableSchema> = tables.into_iter().filter(|t| !t.sealed).map(|t| t.schema).collect();
-    let Ok(relations) = catalog::relations(holder.client(), &unsealed).await else { return false };
+    let Ok(relations) = holder.look(catalog::relations(holder.client(), &unsealed)).await else { return false };
     let relations: Vec<u32> = relations.iter().map(|r| r.oid).collect();
     copy::rewritten(holder.client(), &relations).await.unwrap_or(false)
 }
@@ -176,7 +176,7 @@ async fn renew(brief: &Brief, destination: &dyn Destination, board: &Board, hold
 
 /// The shadows and the plan were made for the tables of the first snapshot: those must still be as they were.
 async fn same_tables(brief: &Brief, destination: &dyn Destination, holder: &Holder) -> Result<(), Trouble> {
-    let now = catalog::read(holder.client(), brief).await?;
+    let now = holder.look(catalog::read(holder.client(), brief)).await?;
     for table in destination.tables().await?.into_iter().filter(|t| !t.sealed) {
         let found = now.tables.iter().find(|t| t.source_oid == table.schema.source_oid);
         if !found.is_some_and(|found| still_fits(&table.schema, found)) {
@@ -200,7 +200,7 @@ async fn same_partitions(destination: &dyn Destination, holder: &Holder) -> Resu
     }
     let tables: Vec<TableSchema> =
         destination.tables().await?.into_iter().map(|t| t.schema).filter(|t| again.contains(&t.number)).collect();
-    let relations = catalog::relations(holder.client(), &tables).await?;
+    let relations = holder.look(catalog::relations(holder.client(), &tables)).await?;
     match relations.iter().find(|r| !planned.contains(&r.oid)).and_then(|r| tables.iter().find(|t| t.number == r.table)) {
         None => Ok(()),
         Some(table) => {
@@ -241,7 +241,15 @@ mod tests {
         };
         let name = TableName { schema: "public".into(), name: "t".into() };
         let columns = columns.iter().map(column).collect();
-        TableSchema { number: 0, source: name.clone(), source_oid: 1, destination: name, columns, identity: Identity::Key(key.into()) }
+        TableSchema {
+            number: 0,
+            source: name.clone(),
+            source_oid: 1,
+            destination: name,
+            columns,
+            identity: Identity::Key(key.into()),
+            partition_key: None,
+        }
     }
 
     #[test]

@@ -69,7 +69,7 @@ mod tests {
     fn table(source: &str, destination: &str) -> TableSchema {
         let name = |name: &str| TableName { schema: "public".into(), name: name.into() };
         let (source, destination) = (name(source), name(destination));
-        TableSchema { number: 0, source, source_oid: 1, destination, columns: vec![], identity: Identity::FullRow }
+        TableSchema { number: 0, source, source_oid: 1, destination, columns: vec![], identity: Identity::FullRow, partition_key: None }
     }
 
     #[test]

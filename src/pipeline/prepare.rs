@@ -14,6 +14,7 @@ use crate::{
     source::{
         Error,
         catalog::{self, Catalog},
+        keys,
         partition::{self, Relation, Sizes},
         preflight, sequence, slot,
         snapshot::{self, Holder},
@@ -52,7 +53,9 @@ pub async fn rehearse(brief: &Brief) -> Result<PlanReport, Failure> {
         let client = connect::connect(&brief.source, &slot::housekeeping(brief)).await?;
         let Catalog { tables, problems } = catalog::read(&client, brief).await?;
         refuse(problems)?;
-        let plan = partition::plan(&relations(brief, &client, &tables).await?, sizes(brief));
+        let mut relations = relations(brief, &client, &tables).await?;
+        keys::measure(&client, &tables, &mut relations).await?;
+        let plan = partition::plan(&relations, sizes(brief));
         Ok::<_, Error>((tables.len(), plan))
     };
     let (tables, plan) = plan.await.map_err(|error| error.failure())?;
@@ -83,14 +86,15 @@ pub async fn prepare(brief: &Brief, destination: &dyn Destination, board: &Board
     };
     let holder = Holder::import(brief, &exported.name, exported.lsn).await?;
     let boundary = Boundary { generation: 1, lsn: exported.lsn };
-    let Catalog { tables, problems } = catalog::read(holder.client(), brief).await?;
+    let Catalog { tables, problems } = holder.look(catalog::read(holder.client(), brief)).await?;
     refuse(problems)?;
     let oids = |tables: &[TableSchema]| tables.iter().map(|t| t.source_oid).collect::<Vec<_>>();
     if oids(&tables) != oids(&before.tables) {
         // The publication was made for tables that are gone.
         return Err(Error::Passing("a table was replaced while the mirror was being prepared; beginning again".into()).into());
     }
-    let relations = relations(brief, holder.client(), &tables).await?;
+    let mut relations = holder.look(relations(brief, holder.client(), &tables)).await?;
+    keys::measure(&client, &tables, &mut relations).await?;
     let plan = partition::plan(&relations, sizes(brief));
     tracing::info!(lsn = %boundary.lsn, tables = tables.len(), chunks = plan.chunks.len(), partitions = plan.partitions, "planned");
     destination.create_shadows(boundary, &tables, &plan).await?;

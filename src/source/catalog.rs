@@ -90,7 +90,8 @@ async fn read_facts(client: &Client, names: &[Option<TableName>]) -> Result<Hash
     Ok(facts)
 }
 
-/// The relations that hold the rows of `tables`, with their sizes. A relation's size is that of now, its rows are the statistics' estimate.
+/// The relations that hold the rows of `tables`, with their sizes. A relation's size is that of now, its rows are the statistics' estimate. Of views and
+/// foreign tables nothing is known but that they are there: see [`super::keys::measure`].
 pub async fn relations(client: &Client, tables: &[TableSchema]) -> Result<Vec<Relation>, Error> {
     let oids: Vec<u32> = tables.iter().map(|t| t.source_oid).collect();
     let numbers: HashMap<u32, u32> = tables.iter().map(|t| (t.source_oid, t.number)).collect();
@@ -98,7 +99,7 @@ pub async fn relations(client: &Client, tables: &[TableSchema]) -> Result<Vec<Re
     let relation = |row: &Row| {
         let size = |name: &str| row.get::<_, i64>(name).max(0) as u64;
         let table = *numbers.get(&row.get::<_, u32>("root"))?;
-        Some(Relation { table, oid: row.get("oid"), blocks: size("blocks"), bytes: size("bytes"), rows: size("rows") })
+        Some(Relation { table, oid: row.get("oid"), positions: 0..size("blocks"), bytes: size("bytes"), rows: size("rows") })
     };
     Ok(rows.iter().filter_map(relation).collect())
 }
@@ -174,7 +175,7 @@ fn leaf_facts(row: &Row) -> LeafFacts {
 /// Compared as text in the C collation: a cast to `name` would cut a longer name and might then find another table.
 const TABLES: &str = r#"
 SELECT w.index, c.oid, c.relkind, c.relpersistence, c.relreplident,
-       c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
+       c.relkind IN ('r', 'f') AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
        row_security_active(c.oid) AS row_security,
        has_schema_privilege(n.oid, 'USAGE') AS schema_usable,
        has_table_privilege(c.oid, 'SELECT') AS readable,
@@ -245,7 +246,7 @@ WITH leaf AS (
          pg_relation_size(c.oid) AS heap, current_setting('block_size')::int8 AS block
     FROM unnest($1::oid[]) AS root (oid)
    CROSS JOIN LATERAL (SELECT relid FROM pg_partition_tree(root.oid) WHERE isleaf UNION SELECT root.oid) p
-    JOIN pg_class c ON c.oid = p.relid AND c.relkind = 'r'
+    JOIN pg_class c ON c.oid = p.relid AND c.relkind IN ('r', 'm', 'v', 'f')
     LEFT JOIN pg_am m ON m.oid = c.relam)
 SELECT root, oid, CASE WHEN amname = 'heap' THEN coalesce(heap / block, 0) ELSE 0 END AS blocks,
        coalesce(heap, 0) + coalesce(pg_relation_size(nullif(reltoastrelid, 0)), 0) AS bytes,

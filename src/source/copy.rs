@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use tokio_postgres::Client;
 
-use super::{Error, ahead::Ahead, pace::Pace, snapshot};
+use super::{Error, ahead::Ahead, keys, pace::Pace, snapshot};
 use crate::{
     brief::Brief,
     destination::Chunk,
@@ -20,7 +20,7 @@ pub const PIECE: usize = 256 << 10;
 const CAPACITY: usize = PIECE + (PIECE >> 2);
 
 /// A chunk that is read again brings the same rows in the same order: scans begin at the front, whoever else is at the table, and one process reads. A destination
-/// without transactions tells by that what it has already.
+/// without transactions tells by that what it has already. What is read by keys is sorted: see [`by_key`].
 const SAME_ORDER: &str = "SET synchronize_seqscans = off; SET max_parallel_workers_per_gather = 0";
 
 /// A session that reads chunks, one at a time.
@@ -47,7 +47,7 @@ impl Reader {
     /// Begins to read a chunk as the snapshot `name` sees it. The transaction is short, so that whoever waits for the table's lock waits for one chunk.
     pub async fn open(&mut self, name: &str, lsn: Lsn, table: &TableSchema, chunk: &Chunk) -> Result<Rows<'_>, Error> {
         self.begin(name, lsn).await?;
-        let what = format!("reading {} (relation {}, from block {})", table.source, chunk.relation, chunk.first_block);
+        let what = format!("reading {} (relation {}, chunk {})", table.source, chunk.relation, chunk.number);
         let named = self.session.query(&relation(chunk.relation)).await.map_err(|cause| reading(&what, cause))?;
         let Some(Some(now)) = named.first().and_then(|row| row.first()) else {
             let message = format!("{}: relation {} is gone since the plan was made; resync the mirror", table.source, chunk.relation);
@@ -138,16 +138,34 @@ pub async fn rewritten(client: &Client, relations: &[u32]) -> Result<bool, Error
 /// The statement that reads a chunk. ONLY, because each leaf of a partitioned table is read by itself.
 pub fn statement(table: &TableSchema, relation: &str, chunk: &Chunk) -> String {
     let columns: Vec<String> = table.copied().map(value).collect();
-    let mut bounds = Vec::new();
-    if chunk.first_block > 0 {
-        bounds.push(format!("ctid >= '({},0)'::tid", chunk.first_block));
-    }
-    if let Some(end) = chunk.end_block {
-        bounds.push(format!("ctid < '({end},0)'::tid"));
-    }
+    let (bounds, order) = match &table.partition_key {
+        None => (by_block(chunk), String::new()),
+        Some(key) => by_key(&ident(key), table, chunk),
+    };
     let condition = if bounds.is_empty() { String::new() } else { format!(" WHERE {}", bounds.join(" AND ")) };
     let format = if table.binary() { "binary" } else { "text" };
-    format!("COPY (SELECT {} FROM ONLY {relation}{condition}) TO STDOUT (FORMAT {format})", columns.join(", "))
+    format!("COPY (SELECT {} FROM ONLY {relation}{condition}{order}) TO STDOUT (FORMAT {format})", columns.join(", "))
+}
+
+fn by_block(chunk: &Chunk) -> Vec<String> {
+    let first = (chunk.first > 0).then(|| format!("ctid >= '({},0)'::tid", chunk.first));
+    first.into_iter().chain(chunk.end.map(|end| format!("ctid < '({end},0)'::tid"))).collect()
+}
+
+/// Bounds and order. NULL is no key, and comes with the first chunk.
+///
+/// No scan is bound to bring rows in the same order twice: the planner may choose another, and views and foreign tables have none. So they are sorted, by the
+/// key and then by a hash of the whole row, for not every type can be sorted. Rows of the same key and hash are equal, and it does not matter which comes
+/// first; should they ever not be (one in 2^64 of such pairs), only a chunk that was torn off could come otherwise, and the count of its rows would tell.
+fn by_key(key: &str, table: &TableSchema, chunk: &Chunk) -> (Vec<String>, String) {
+    let at = |position| format!("'{}'::int8", keys::key(position));
+    let bounds = match (chunk.first, chunk.end) {
+        (0, None) => vec![],
+        (0, Some(end)) => vec![format!("({key} < {} OR {key} IS NULL)", at(end))],
+        (first, end) => std::iter::once(format!("{key} >= {}", at(first))).chain(end.map(|end| format!("{key} < {}", at(end)))).collect(),
+    };
+    let columns: Vec<String> = table.copied().map(|column| ident(&column.source)).collect();
+    (bounds, format!(" ORDER BY {key}, hashtextextended(ROW({})::text, 0)", columns.join(", ")))
 }
 
 /// What is read of a column. As text it is what the type's output function prints, as in the change stream: some casts to text print otherwise (inet), and
@@ -157,16 +175,25 @@ fn value(column: &Column) -> String {
     if column.as_text { format!("CASE WHEN num_nulls({name}) = 0 THEN format('%s', {name}) END") } else { name }
 }
 
-/// Asks for the name of now, quoted and qualified as the session's `search_path` is empty: a table may have been renamed since the snapshot.
+/// Asks for the name of now, quoted and qualified as the session's `search_path` is empty: a table may have been renamed since the snapshot. `pg_class`
+/// answers as of the snapshot, the function as of now: with NULL for what is gone.
 fn relation(oid: u32) -> String {
-    format!("SELECT oid::regclass::text FROM pg_class WHERE oid = {oid} AND pg_relation_filenode(oid) IS NOT NULL")
+    format!("SELECT oid::regclass::text FROM pg_class WHERE oid = {oid} AND pg_table_is_visible(oid) IS NOT NULL")
 }
 
-/// `pg_class` answers as of the snapshot, the function as of now.
-fn are_rewritten(relations: &[u32]) -> String {
+/// `pg_class` answers as of the snapshot, the function as of now. A view is what it reads, at any depth; catalogs, which may have no file number, are not looked at.
+pub(super) fn are_rewritten(relations: &[u32]) -> String {
     let oids: Vec<String> = relations.iter().map(u32::to_string).collect();
     format!(
-        "SELECT EXISTS (SELECT FROM pg_class WHERE oid = ANY ('{{{}}}'::oid[]) AND pg_relation_filenode(oid) <> relfilenode)",
+        "WITH RECURSIVE read (oid) AS (
+           SELECT unnest('{{{}}}'::oid[])
+            UNION
+           SELECT below.oid FROM read CROSS JOIN LATERAL (
+             SELECT d.refobjid FROM pg_class v JOIN pg_rewrite r ON r.ev_class = v.oid JOIN pg_depend d ON d.objid = r.oid
+              WHERE v.oid = read.oid AND v.relkind = 'v' AND d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
+              UNION ALL
+             SELECT inhrelid FROM pg_inherits WHERE inhparent = read.oid) AS below (oid))
+         SELECT EXISTS (SELECT FROM read JOIN pg_class c ON c.oid = read.oid WHERE c.relfilenode <> 0 AND pg_relation_filenode(c.oid) <> c.relfilenode)",
         oids.join(",")
     )
 }
@@ -197,12 +224,32 @@ mod tests {
             destination: name,
             columns: vec![column("a", None), column("sum", Some("a + 1")), column("b \"c\"", None), column("cast", None)],
             identity: Identity::FullRow,
+            partition_key: None,
+        }
+    }
+
+    fn chunk(first: u64, end: Option<u64>) -> Chunk {
+        Chunk { number: 0, partition: 0, table: 0, relation: 1, first, end, bytes: 0 }
+    }
+
+    #[test]
+    fn a_chunk_of_keys_reads_exactly_its_range_sorted_and_the_first_one_what_has_no_key() {
+        let keyed = TableSchema { partition_key: Some("a \"b\"".into()), ..table(true) };
+        let position = |key: i64| keys::position(key);
+        let order = r#"ORDER BY "a ""b""", hashtextextended(ROW("a", "b ""c""", "cast")::text, 0)) TO STDOUT (FORMAT binary)"#;
+        for (first, end, condition) in [
+            (0, None, ""),
+            (0, Some(position(-5)), r#"WHERE ("a ""b""" < '-5'::int8 OR "a ""b""" IS NULL) "#),
+            (position(-5), Some(position(7)), r#"WHERE "a ""b""" >= '-5'::int8 AND "a ""b""" < '7'::int8 "#),
+            (position(7), None, r#"WHERE "a ""b""" >= '7'::int8 "#),
+        ] {
+            let sql = statement(&keyed, "public.t", &chunk(first, end));
+            assert!(sql.ends_with(&format!("FROM ONLY public.t {condition}{order}")), "{sql}");
         }
     }
 
     #[test]
     fn a_chunk_reads_exactly_its_blocks() {
-        let chunk = |first_block, end_block| Chunk { number: 0, partition: 0, table: 0, relation: 1, first_block, end_block, bytes: 0 };
         let sql = |binary, first, end| statement(&table(binary), "public.t", &chunk(first, end));
         let select = r#"COPY (SELECT "a", "b ""c""", CASE WHEN num_nulls("cast") = 0 THEN format('%s', "cast") END FROM ONLY public.t"#;
         assert_eq!(sql(true, 0, None), format!("{select}) TO STDOUT (FORMAT binary)"));

@@ -2,7 +2,7 @@
 
 use super::{
     Error,
-    copy::{Reader, is_true, reading},
+    copy::{Reader, are_rewritten, is_true, reading},
 };
 use crate::{
     api::resync::Verification,
@@ -38,7 +38,7 @@ impl Reader {
         };
         let rows = rows.parse().map_err(|_| Error::Passing(format!("{what}: the answer is no number")))?;
         // Asked at the end, when the locks that were taken for the count keep the table as it is: a TRUNCATE hides its rows from the snapshot.
-        if is_true(&self.query(&is_rewritten(table.source_oid)).await.map_err(failed)?) {
+        if is_true(&self.query(&are_rewritten(&[table.source_oid])).await.map_err(failed)?) {
             return Err(Error::Rewritten(what));
         }
         self.query("COMMIT").await.map_err(failed)?;
@@ -50,13 +50,5 @@ impl Reader {
 fn relation(oid: u32) -> String {
     format!(
         "SELECT CASE relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || oid::regclass::text FROM pg_class WHERE oid = {oid} AND pg_relation_size(oid) IS NOT NULL"
-    )
-}
-
-/// See [`copy::rewritten`](super::copy::rewritten).
-fn is_rewritten(root: u32) -> String {
-    format!(
-        "SELECT EXISTS (SELECT FROM pg_class WHERE oid IN (SELECT relid FROM pg_partition_tree({root}) UNION SELECT {root}) \
-         AND pg_relation_filenode(oid) <> relfilenode)"
     )
 }

@@ -4,6 +4,7 @@ pub mod ahead;
 pub mod catalog;
 pub mod copy;
 pub mod error;
+pub mod keys;
 pub mod measure;
 pub mod pace;
 pub mod partition;

@@ -1,5 +1,7 @@
 //! Divides a load into chunks and partitions. Pure: metadata in, plan out.
 
+use std::ops::Range;
+
 use crate::destination::{Chunk, Plan};
 
 /// What the catalog says of a relation that is read: a table, or one leaf of a partitioned one.
@@ -9,8 +11,8 @@ pub struct Relation {
     pub table: u32,
     /// Its oid at the source.
     pub oid: u32,
-    /// Its blocks; 0 if it cannot be read by ranges of blocks.
-    pub blocks: u64,
+    /// Where its rows lie: blocks, or positions of keys, of which the last may be left out. Empty if it can only be read whole.
+    pub positions: Range<u64>,
     /// Its size, with values stored out of line.
     pub bytes: u64,
     /// Estimate of its rows.
@@ -52,17 +54,20 @@ pub fn plan(relations: &[Relation], sizes: Sizes) -> Plan {
     }
 }
 
-/// The chunks of one relation: equal ranges of blocks, the last without an end because the relation may have grown by the time it is read.
+/// The chunks of one relation: equal ranges of positions. The first has whatever lies before them, and the last what lies after, because the relation may
+/// have grown by the time it is read.
 fn divide(relation: &Relation, chunk: u64) -> impl Iterator<Item = Chunk> + '_ {
-    let count = relation.bytes.div_ceil(chunk.max(1)).clamp(1, relation.blocks.max(1));
+    let Range { start, end } = relation.positions;
+    let length = end.saturating_sub(start);
+    let count = relation.bytes.div_ceil(chunk.max(1)).clamp(1, length.max(1));
     let share = move |whole: u64, part: u64| (u128::from(whole) * u128::from(part) / u128::from(count)) as u64;
     (0..count).map(move |part| Chunk {
         number: 0,
         partition: 0,
         table: relation.table,
         relation: relation.oid,
-        first_block: share(relation.blocks, part),
-        end_block: (part + 1 < count).then(|| share(relation.blocks, part + 1)),
+        first: if part == 0 { 0 } else { start + share(length, part) },
+        end: (part + 1 < count).then(|| start + share(length, part + 1)),
         bytes: share(relation.bytes, part + 1) - share(relation.bytes, part),
     })
 }
@@ -93,21 +98,23 @@ fn assign(chunks: &mut [Chunk], sizes: Sizes) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::keys;
     use proptest::prelude::*;
 
     const SIZES: Sizes = Sizes { chunk: 64 << 20, partition: 1 << 30, workers: 4 };
 
     fn heap(table: u32, bytes: u64) -> Relation {
-        Relation { table, oid: 100 + table, blocks: bytes.div_ceil(8192), bytes, rows: bytes / 100 }
+        Relation { table, oid: 100 + table, positions: 0..bytes.div_ceil(8192), bytes, rows: bytes / 100 }
     }
 
     fn relations() -> impl Strategy<Value = Vec<Relation>> {
-        let one = (0u32..20, 0u64..40_000, prop_oneof![Just(0u64), 0u64..100_000_000_000]);
+        let toast = prop_oneof![Just(0u64), 0u64..100_000_000_000];
+        let blocks = (0u64..40_000, toast).prop_map(|(blocks, toast)| (0..blocks, blocks * 8192 + toast));
+        let some_keys = (any::<i64>(), any::<i64>(), 0u64..100_000_000_000)
+            .prop_map(|(a, b, bytes)| (keys::position(a.min(b))..keys::position(a.max(b)), bytes));
+        let one = (0u32..20, prop_oneof![blocks, some_keys]);
         proptest::collection::vec(one, 0..60).prop_map(|list| {
-            (1..)
-                .zip(list)
-                .map(|(oid, (table, blocks, toast))| Relation { table, oid, blocks, bytes: blocks * 8192 + toast, rows: 1 })
-                .collect()
+            (1..).zip(list).map(|(oid, (table, (positions, bytes)))| Relation { table, oid, positions, bytes, rows: 1 }).collect()
         })
     }
 
@@ -118,10 +125,12 @@ mod tests {
             for relation in &relations {
                 let mut next = Some(0);
                 for chunk in plan.chunks.iter().filter(|c| c.relation == relation.oid) {
-                    prop_assert_eq!(Some(chunk.first_block), next);
+                    prop_assert_eq!(Some(chunk.first), next);
                     prop_assert_eq!(chunk.table, relation.table);
-                    if let Some(end) = chunk.end_block { prop_assert!(end > chunk.first_block && end <= relation.blocks); }
-                    next = chunk.end_block;
+                    if let Some(end) = chunk.end {
+                        prop_assert!(end > chunk.first && end > relation.positions.start && end <= relation.positions.end);
+                    }
+                    next = chunk.end;
                 }
                 prop_assert_eq!(next, None, "the last chunk has no end");
             }
@@ -141,6 +150,20 @@ mod tests {
             }
             prop_assert_eq!(plan.partitions, expected + 1);
         }
+    }
+
+    #[test]
+    fn ranges_of_keys_are_equal_and_whatever_lies_outside_is_in_the_first_and_the_last() {
+        let of = |first, last| Relation { table: 0, oid: 1, positions: keys::position(first)..keys::position(last), bytes: 400, rows: 4 };
+        let ends = |relation| -> Vec<_> {
+            let plan = plan(&[relation], Sizes { chunk: 100, ..SIZES });
+            assert_eq!((plan.chunks.first().map(|c| c.first), plan.chunks.last().map(|c| c.end)), (Some(0), Some(None)));
+            plan.chunks.iter().filter_map(|c| c.end).map(keys::key).collect()
+        };
+        assert_eq!(ends(of(-200, 200)), [-100, 0, 100]);
+        assert_eq!(ends(of(1, 3)), [2]);
+        assert_eq!(ends(of(7, 7)), [0i64; 0]);
+        assert_eq!(ends(of(i64::MIN, i64::MAX)), [i64::MIN / 2 - 1, -1, i64::MAX / 2]);
     }
 
     #[test]
@@ -177,6 +200,6 @@ mod tests {
         let plan = plan(&[heap(0, 0), heap(1, 10 << 30), heap(2, 20 << 30)], SIZES);
         assert_eq!(plan.chunks[0].table, 2);
         let empty = plan.chunks.iter().find(|c| c.table == 0).unwrap();
-        assert_eq!((empty.first_block, empty.end_block, empty.partition), (0, None, plan.partitions - 1));
+        assert_eq!((empty.first, empty.end, empty.partition), (0, None, plan.partitions - 1));
     }
 }

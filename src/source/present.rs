@@ -122,7 +122,15 @@ mod tests {
             as_text: false,
         };
         let columns = vec![column.clone(), Column { source: "v".into(), ..column }];
-        vec![TableSchema { number: 7, source: name("a"), source_oid: 5, destination: name("a"), columns, identity: Identity::Key(vec![0]) }]
+        vec![TableSchema {
+            number: 7,
+            source: name("a"),
+            source_oid: 5,
+            destination: name("a"),
+            columns,
+            identity: Identity::Key(vec![0]),
+            partition_key: None,
+        }]
     }
 
     fn present(oid: u32, table: &str) -> Present {

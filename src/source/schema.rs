@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{error::failure, type_map::SourceType};
+use super::{error::failure, keys, type_map::SourceType};
 use crate::{
     api::mirror::{Mode, Table},
     brief::Brief,
@@ -86,13 +86,14 @@ pub struct LeafFacts {
 /// The schema of the brief's table `number`, or everything that is wrong with it.
 pub fn build(brief: &Brief, number: u32, wanted: &Table, name: &TableName, facts: &TableFacts) -> Result<TableSchema, Vec<Failure>> {
     let mut problems = Vec::new();
-    refuse_kinds(name, facts, &mut problems);
+    refuse_kinds(brief, wanted, name, facts, &mut problems);
     refuse_rights(brief, name, facts, &mut problems);
     refuse_unknown_columns(wanted, name, facts, &mut problems);
     let kept: Vec<&ColumnFacts> = facts.columns.iter().filter(|c| !wanted.exclude_columns.contains(&c.name)).collect();
     let columns: Vec<Column> = kept.iter().map(|facts| column(brief, wanted, facts)).collect();
     refuse_generated(wanted, name, facts, &kept, &mut problems);
     refuse_clashes(brief, name, &columns, &mut problems);
+    refuse_partition_key(wanted, name, facts, &kept, &mut problems);
     if columns.iter().all(|c| c.generated.is_some()) {
         problems.push(failure("NoColumns", format!("{name} has no column to copy; list it no more, or exclude fewer columns")));
     }
@@ -107,7 +108,8 @@ pub fn build(brief: &Brief, number: u32, wanted: &Table, name: &TableName, facts
     let destination = wanted.destination.as_deref().map_or(Some(name.clone()), TableName::parse);
     match (problems.is_empty(), identity, destination) {
         (true, Some(identity), Some(destination)) => {
-            Ok(TableSchema { number, source: name.clone(), source_oid: facts.oid, destination, columns, identity })
+            let (source, partition_key) = (name.clone(), wanted.partition_key.clone());
+            Ok(TableSchema { number, source, source_oid: facts.oid, destination, columns, identity, partition_key })
         }
         (_, _, None) => {
             let text = wanted.destination.as_deref().unwrap_or_default();
@@ -135,12 +137,19 @@ fn column(brief: &Brief, wanted: &Table, facts: &ColumnFacts) -> Column {
     }
 }
 
-fn refuse_kinds(name: &TableName, facts: &TableFacts, problems: &mut Vec<Failure>) {
+/// What has no changes to follow can be loaded once, and what has no blocks by ranges of a key.
+fn refuse_kinds(brief: &Brief, wanted: &Table, name: &TableName, facts: &TableFacts, problems: &mut Vec<Failure>) {
+    let once = brief.mode == Mode::SnapshotOnly;
+    let once_by_key = once && wanted.partition_key.is_some();
     let what = match facts.kind {
-        'r' if facts.has_children => {
+        'r' | 'f' if facts.has_children => {
             Some("a table that others inherit from: its children's changes are published under their own names. List the children instead")
         }
         'r' | 'p' => None,
+        'm' if once => None,
+        'v' | 'f' if once_by_key => None,
+        'v' if once => Some("a view, which has no blocks to read. Name an integer column to read it by as its partitionKey"),
+        'f' if once => Some("a foreign table, which has no blocks to read. Name an integer column to read it by as its partitionKey"),
         'v' => Some("a view, which has no change stream. List the tables that it reads"),
         'm' => Some("a materialized view, which has no change stream. List the tables that it reads"),
         'f' => Some("a foreign table, whose changes are in another server's log. Mirror it from that server"),
@@ -150,7 +159,7 @@ fn refuse_kinds(name: &TableName, facts: &TableFacts, problems: &mut Vec<Failure
     if let Some(what) = what {
         problems.push(failure("UnsupportedTable", format!("{name} is {what}.")));
     }
-    for leaf in facts.leaves.iter().filter(|l| l.kind != 'r') {
+    for leaf in facts.leaves.iter().filter(|l| l.kind != 'r' && !once_by_key) {
         let message =
             format!("{name} has the partition {}, a foreign table, whose changes are in another server's log; detach it.", leaf.name);
         problems.push(failure("UnsupportedTable", message));
@@ -235,11 +244,31 @@ fn refuse_clashes(brief: &Brief, name: &TableName, columns: &[Column], problems:
     }
 }
 
+/// The column whose ranges are read is one of those that are copied, and an integer.
+fn refuse_partition_key(wanted: &Table, name: &TableName, facts: &TableFacts, kept: &[&ColumnFacts], problems: &mut Vec<Failure>) {
+    let Some(key) = &wanted.partition_key else { return };
+    let problem = match (kept.iter().find(|c| c.name == *key), facts.columns.iter().any(|c| c.name == *key)) {
+        (Some(column), _) if keys::TYPES.contains(&column.base.oid) => return,
+        (Some(column), _) => failure(
+            "PartitionKey",
+            format!("{name}: partitionKey {key:?} is of type {}; name a column of type smallint, integer or bigint", column.type_text),
+        ),
+        (None, true) => {
+            let message = format!("{name}: partitionKey {key:?} is excluded; remove it from excludeColumns, or name another column");
+            failure("PartitionKey", message)
+        }
+        (None, false) => failure("ColumnMissing", format!("{name} has no column {key:?}, which partitionKey names; correct the Mirror")),
+    };
+    problems.push(problem);
+}
+
 /// What tells rows apart: what the source sends as the old row's key.
 fn identity(name: &TableName, facts: &TableFacts, kept: &[&ColumnFacts], problems: &mut Vec<Failure>) -> Option<Identity> {
     let holders: Vec<(&TableName, char)> = match facts.kind {
         'p' => facts.leaves.iter().map(|l| (&l.name, l.replica_identity)).collect(),
-        _ => vec![(name, facts.replica_identity)],
+        'r' => vec![(name, facts.replica_identity)],
+        // Has no change stream, and is refused for that.
+        _ => return None,
     };
     if let Some((table, _)) = holders.iter().find(|(_, identity)| *identity == 'n') {
         let message = format!(

@@ -59,6 +59,16 @@ impl Holder {
         &self.client
     }
 
+    /// Runs queries of the session, then gives back the locks that they took (PostgreSQL docs, "Explicit Locking"). Kept until the load ends, those would
+    /// make whoever changes a table wait, and behind him whoever reads it.
+    pub async fn look<T>(&self, queries: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let doing = || Error::query(format!("looking at the snapshot at {}", self.lsn));
+        self.client.batch_execute("SAVEPOINT look").await.map_err(doing())?;
+        let found = queries.await;
+        let ended = self.client.batch_execute("ROLLBACK TO look; RELEASE look").await.map_err(doing());
+        found.and_then(|found| ended.map(|()| found))
+    }
+
     /// Whether the session is known to have ended.
     pub fn has_ended(&self) -> bool {
         self.client.is_closed()

@@ -148,7 +148,7 @@ mod tests {
     fn schema(identity: Identity) -> TableSchema {
         let name = || TableName { schema: "public".into(), name: "t".into() };
         let columns = vec![column("g", Some("1")), column("id", None), column("a", None), column("b", None)];
-        TableSchema { number: 0, source: name(), source_oid: 5, destination: name(), columns, identity }
+        TableSchema { number: 0, source: name(), source_oid: 5, destination: name(), columns, identity, partition_key: None }
     }
 
     fn relation(columns: &[(&str, bool, u32)]) -> Relation {

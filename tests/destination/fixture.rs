@@ -127,7 +127,15 @@ pub fn table(number: u32, name: &str, columns: &[&str]) -> TableSchema {
         })
         .collect();
     let name = TableName { schema: "public".into(), name: name.into() };
-    TableSchema { number, source: name.clone(), source_oid: 1000 + number, destination: name, columns, identity: Identity::Key(vec![0]) }
+    TableSchema {
+        number,
+        source: name.clone(),
+        source_oid: 1000 + number,
+        destination: name,
+        columns,
+        identity: Identity::Key(vec![0]),
+        partition_key: None,
+    }
 }
 
 /// A column that travels as text.
@@ -152,7 +160,7 @@ pub fn plan(chunks: &[u32]) -> Plan {
     for (table, &count) in chunks.iter().enumerate() {
         for _ in 0..count {
             let number = plan.chunks.len() as u32;
-            plan.chunks.push(Chunk { number, partition: 0, table: table as u32, relation: 1, first_block: 0, end_block: None, bytes: 1 });
+            plan.chunks.push(Chunk { number, partition: 0, table: table as u32, relation: 1, first: 0, end: None, bytes: 1 });
         }
     }
     plan

@@ -171,6 +171,7 @@ impl Fixture for OnBigQuery {
             destination: None,
             exclude_columns: vec![],
             columns: vec![],
+            partition_key: None,
             clickhouse: None,
             bigquery: Some(options.clone()),
             snowflake: None,

@@ -150,6 +150,7 @@ impl<const ATOMIC: bool> Fixture for Place<ATOMIC> {
             destination: None,
             exclude_columns: vec![],
             columns: vec![],
+            partition_key: None,
             clickhouse: Some(options.clone()),
             bigquery: None,
             snowflake: None,

@@ -130,6 +130,7 @@ impl OnSnowflake {
             destination: None,
             exclude_columns: vec![],
             columns: vec![],
+            partition_key: None,
             clickhouse: None,
             snowflake: Some(options.clone()),
             bigquery: None,

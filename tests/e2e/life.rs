@@ -225,6 +225,22 @@ async fn a_mirror_without_an_initial_load_brings_changes_only_until_it_is_resync
 }
 
 #[tokio::test]
+async fn a_view_is_loaded_by_ranges_of_a_key() {
+    let world = World::new("view").await;
+    let sql = "CREATE TABLE below (id bigint PRIMARY KEY, v text);
+               INSERT INTO below SELECT g, repeat(md5(g::text), 8) FROM generate_series(-20000, 20000) g;
+               CREATE VIEW t AS SELECT id, v FROM below WHERE id % 7 <> 0; ANALYZE below";
+    world.source.batch_execute(sql).await.unwrap();
+    let tables = |key: &str| json!({ "mode": "SnapshotOnly", "snapshot": { "chunkSize": "512Ki" }, "tables": [{ "source": "public.t", "partitionKey": key }] });
+    world.apply(world.mirror("m", &["public.t"], tables("v"))).await.unwrap();
+    world.mirror_says("m", "name a column of type smallint, integer or bigint", LIMIT).await;
+    world.apply(world.mirror("m", &["public.t"], tables("id"))).await.unwrap();
+    world.ready("m").await;
+    world.equal("t", "id, v").await;
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_mirror_that_loads_once_keeps_no_slot_and_no_pipeline_and_loads_again_with_a_resync() {
     let world = World::new("once").await;
     world.source.batch_execute("CREATE TABLE t (id int, v text); INSERT INTO t VALUES (1, 'first')").await.unwrap();

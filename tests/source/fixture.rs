@@ -51,6 +51,7 @@ impl Fixture {
             destination: None,
             exclude_columns: Vec::new(),
             columns: Vec::new(),
+            partition_key: None,
             clickhouse: None,
             bigquery: None,
             snowflake: None,

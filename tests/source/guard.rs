@@ -105,6 +105,32 @@ async fn a_mirror_of_nothing_but_an_empty_partitioned_root_is_loaded_and_swapped
     fixture.end().await;
 }
 
+#[tokio::test]
+async fn nobody_who_changes_a_table_waits_for_the_snapshot_that_is_held() {
+    let fixture = Fixture::new().await;
+    let source = fixture.at_source().await;
+    let tables = "CREATE TABLE plain (id int PRIMARY KEY); INSERT INTO plain VALUES (1);
+                  CREATE TABLE parted (id int PRIMARY KEY) PARTITION BY RANGE (id);
+                  CREATE TABLE leaf PARTITION OF parted FOR VALUES FROM (1) TO (9); INSERT INTO parted VALUES (1)";
+    source.batch_execute(tables).await.unwrap();
+    let mut brief = fixture.brief(1, &["public.plain", "public.parted"]);
+    brief.tables.iter_mut().for_each(|table| table.partition_key = Some("id".into()));
+    let pod = Pod::start(&brief).await;
+    pod.offers(1).await;
+    // More than once: the holder looks at the tables again and again.
+    for _ in 0..20 {
+        let lock = "SET lock_timeout = '5s'; BEGIN; LOCK TABLE plain, parted, leaf IN ACCESS EXCLUSIVE MODE; COMMIT";
+        source.batch_execute(lock).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    work(&pod.brief).await;
+    pod.reaches(Stage::Loaded).await;
+    pod.stop().await;
+    finish::forget(&brief, true).await.unwrap();
+    drop(source);
+    fixture.end().await;
+}
+
 fn connected(board: &Board) -> bool {
     board.report().stream.is_some_and(|s| s.connected)
 }

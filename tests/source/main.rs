@@ -12,6 +12,7 @@ mod catalog;
 mod fixture;
 mod guard;
 mod holders;
+mod keys;
 mod load;
 mod memory;
 mod rehearsal;

@@ -208,7 +208,15 @@ fn table(columns: &[(&str, &str)]) -> TableSchema {
     };
     let name = TableName { schema: "public".into(), name: "t".into() };
     let columns = columns.iter().map(column).collect();
-    TableSchema { number: 0, source: name.clone(), source_oid: 1, destination: name, columns, identity: Identity::Key(vec![0]) }
+    TableSchema {
+        number: 0,
+        source: name.clone(),
+        source_oid: 1,
+        destination: name,
+        columns,
+        identity: Identity::Key(vec![0]),
+        partition_key: None,
+    }
 }
 
 #[tokio::test]

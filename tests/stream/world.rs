@@ -117,6 +117,7 @@ impl World {
             destination: name,
             columns: kept.iter().map(column).collect(),
             identity: if key.is_empty() { Identity::FullRow } else { Identity::Key(key) },
+            partition_key: None,
         }
     }
 

@@ -97,7 +97,15 @@ mod tests {
         };
         let name = TableName { schema: "shop".into(), name: "orders".into() };
         let columns = vec![column("id", "INT64"), column("score", "FLOAT64"), column("Born", "TIMESTAMP")];
-        TableSchema { number: 3, source: name.clone(), source_oid: 1, destination: name, columns, identity: Identity::Key(vec![1, 0]) }
+        TableSchema {
+            number: 3,
+            source: name.clone(),
+            source_oid: 1,
+            destination: name,
+            columns,
+            identity: Identity::Key(vec![1, 0]),
+            partition_key: None,
+        }
     }
 
     #[test]

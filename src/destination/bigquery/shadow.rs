@@ -46,8 +46,8 @@ pub(super) async fn create(at: &BigQuery, boundary: Boundary, tables: &[TableSch
             partition: c.partition,
             table: c.table,
             relation: c.relation,
-            first_block: c.first_block,
-            end_block: c.end_block,
+            first_block: c.first,
+            end_block: c.end,
             bytes: c.bytes,
         };
         entries.push(at.entry(c.number, 0, &planned)?);

@@ -53,8 +53,8 @@ pub(super) async fn create(at: &ClickHouse, boundary: Boundary, tables: &[TableS
             partition: c.partition,
             table: c.table,
             relation: c.relation,
-            first_block: c.first_block,
-            end_block: c.end_block,
+            first_block: c.first,
+            end_block: c.end,
             bytes: c.bytes,
         };
         entries.push(at.entry(c.number, 0, &planned)?);
@@ -297,7 +297,15 @@ mod tests {
         };
         let name = TableName { schema: "shop".into(), name: "orders".into() };
         let columns = vec![column("id", "Int64"), column("customer", "Int64"), column("it's `odd`", "Nullable(String)")];
-        TableSchema { number: 3, source: name.clone(), source_oid: 1, destination: name, columns, identity: Identity::Key(vec![0]) }
+        TableSchema {
+            number: 3,
+            source: name.clone(),
+            source_oid: 1,
+            destination: name,
+            columns,
+            identity: Identity::Key(vec![0]),
+            partition_key: None,
+        }
     }
 
     fn sql(options: &ClickHouseTable, synced_at: Option<&str>) -> String {

@@ -291,8 +291,8 @@ pub(super) async fn pending(at: &Postgres, partition: u32) -> Result<Vec<Chunk>,
         partition: r.get::<_, i32>(1) as u32,
         table: r.get::<_, i32>(2) as u32,
         relation: r.get(3),
-        first_block: r.get::<_, i64>(4) as u64,
-        end_block: r.get::<_, Option<i64>>(5).map(|b| b as u64),
+        first: r.get::<_, i64>(4) as u64,
+        end: r.get::<_, Option<i64>>(5).map(|b| b as u64),
         bytes: r.get::<_, i64>(6) as u64,
     };
     Ok(rows.iter().map(chunk).collect())

@@ -71,7 +71,7 @@ CREATE TABLE IF NOT EXISTS _mirror_operator.chunk (
     partition     int  NOT NULL,             -- index of the snapshot Job
     table_number  int  NOT NULL,
     relation      oid  NOT NULL,             -- at the source: the table, or one leaf of a partitioned one
-    first_block   bigint NOT NULL,
+    first_block   bigint NOT NULL,           -- of a table with a partitionKey: position of a key, whose 64 bits are stored as they are
     end_block     bigint,                    -- exclusive; NULL: to the end, however far that is
     bytes_planned bigint NOT NULL,
     rows          bigint,

@@ -194,8 +194,8 @@ async fn record_chunks(tx: &Transaction<'_>, brief: &Brief, plan: &Plan) -> Resu
     let partitions: Vec<i32> = plan.chunks.iter().map(|c| c.partition as i32).collect();
     let tables: Vec<i32> = plan.chunks.iter().map(|c| c.table as i32).collect();
     let relations: Vec<u32> = plan.chunks.iter().map(|c| c.relation).collect();
-    let first: Vec<i64> = plan.chunks.iter().map(|c| c.first_block as i64).collect();
-    let end: Vec<Option<i64>> = plan.chunks.iter().map(|c| c.end_block.map(|b| b as i64)).collect();
+    let first: Vec<i64> = plan.chunks.iter().map(|c| c.first as i64).collect();
+    let end: Vec<Option<i64>> = plan.chunks.iter().map(|c| c.end.map(|b| b as i64)).collect();
     let bytes: Vec<i64> = plan.chunks.iter().map(|c| c.bytes as i64).collect();
     let sql = "INSERT INTO _mirror_operator.chunk (mirror, epoch, number, partition, table_number, relation, first_block, end_block, bytes_planned)
                SELECT $1::text::uuid, $2, w.* FROM unnest($3::int[], $4::int[], $5::int[], $6::oid[], $7::bigint[], $8::bigint[], $9::bigint[]) AS w";

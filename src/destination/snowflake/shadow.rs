@@ -48,8 +48,8 @@ pub(super) async fn create(at: &Snowflake, boundary: Boundary, tables: &[TableSc
             partition: c.partition,
             table: c.table,
             relation: c.relation,
-            first_block: c.first_block,
-            end_block: c.end_block,
+            first_block: c.first,
+            end_block: c.end,
             bytes: c.bytes,
         };
         entries.push(at.entry(c.number, 0, &planned)?);
@@ -171,8 +171,15 @@ mod tests {
         };
         let name = TableName { schema: "SHOP".into(), name: "ORDERS".into() };
         let columns = vec![column("ID", "NUMBER(38,0)"), column("it's \"odd\"", "VARCHAR")];
-        let table =
-            TableSchema { number: 3, source: name.clone(), source_oid: 1, destination: name, columns, identity: Identity::Key(vec![0]) };
+        let table = TableSchema {
+            number: 3,
+            source: name.clone(),
+            source_oid: 1,
+            destination: name,
+            columns,
+            identity: Identity::Key(vec![0]),
+            partition_key: None,
+        };
         let mark = Mark { mirror: "u".into(), epoch: 2, table: 3, generation: Some(1) };
         statement("\"D\".\"S\".\"T\"", &table, options, own, kept, &mark)
     }

@@ -21,7 +21,15 @@ fn table(columns: &[(&str, &str)]) -> TableSchema {
     };
     let name = TableName { schema: "s".into(), name: "t".into() };
     let columns = columns.iter().enumerate().map(column).collect();
-    TableSchema { number: 0, source: name.clone(), source_oid: 1, destination: name, columns, identity: Identity::Key(vec![0]) }
+    TableSchema {
+        number: 0,
+        source: name.clone(),
+        source_oid: 1,
+        destination: name,
+        columns,
+        identity: Identity::Key(vec![0]),
+        partition_key: None,
+    }
 }
 
 /// A binary COPY of one row.

@@ -23,7 +23,15 @@ fn table(columns: &[(&str, &str)]) -> TableSchema {
         as_text: false,
     };
     let columns = columns.iter().enumerate().map(column).collect();
-    TableSchema { number: 0, source: name.clone(), source_oid: 1, destination: name, columns, identity: Identity::Key(vec![0]) }
+    TableSchema {
+        number: 0,
+        source: name.clone(),
+        source_oid: 1,
+        destination: name,
+        columns,
+        identity: Identity::Key(vec![0]),
+        partition_key: None,
+    }
 }
 
 fn encoder(columns: &[(&str, &str)]) -> RowEncoder {

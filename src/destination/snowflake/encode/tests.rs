@@ -31,6 +31,7 @@ fn encoder_of(column: Column) -> RowEncoder {
         destination: name,
         columns: vec![column],
         identity: Identity::Key(vec![0]),
+        partition_key: None,
     };
     RowEncoder::new(&table, BeyondRange::Clamp).unwrap()
 }
