@@ -8,11 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Chunk, Error};
+use super::{Chunk, Error, gone, permanent};
 use crate::{
     brief::Brief,
     postgres::Lsn,
-    report::Failure,
     table::TableSchema,
     verify::{self, Measure},
 };
@@ -102,6 +101,19 @@ impl Facts {
     /// A fact, if it is known.
     pub(super) fn get<F: Fact>(&self, number: u32) -> Result<Option<F>, Error> {
         Ok(self.versioned(number)?.map(|(_, fact)| fact))
+    }
+
+    /// A table. Errors: [`gone`], as each has its fact from the beginning.
+    pub(super) fn table(&self, brief: &Brief, number: u32) -> Result<Table, Error> {
+        self.get(number)?.ok_or_else(|| gone(brief))
+    }
+
+    /// Refuses what was read in the snapshot of `generation` when the table is loaded from another one.
+    pub(super) fn refuse_stale(&self, brief: &Brief, number: u32, generation: u32) -> Result<(), Error> {
+        match self.table(brief, number)?.generation {
+            current if current == generation => Ok(()),
+            current => Err(Error::StaleSnapshot { current }),
+        }
     }
 
     /// A fact with its version.
@@ -194,8 +206,4 @@ pub(super) fn written<F: Fact>(fact: &F) -> Result<String, Error> {
 
 fn unreadable(error: serde_json::Error) -> Error {
     permanent("LedgerUnreadable", format!("the destination's ledger was written by another version: {error}. Start a new resync"))
-}
-
-fn permanent(reason: &str, message: String) -> Error {
-    Error::Permanent(Failure { reason: reason.into(), message, permanent: true })
 }

@@ -282,18 +282,28 @@ fn foreign_shadow(shadow: &TableName) -> String {
     format!("{shadow} exists at the destination and was not made by this mirror, which needs the name for its load: rename or drop it")
 }
 
+/// What only people can end.
+fn failure(reason: &str, message: impl Into<String>) -> Failure {
+    Failure { reason: reason.into(), message: message.into(), permanent: true }
+}
+
+/// The same as an error.
+fn permanent(reason: &str, message: impl Into<String>) -> Error {
+    Error::Permanent(failure(reason, message))
+}
+
 /// Says that an epoch can no longer begin.
 fn given_up(brief: &Brief) -> Error {
     let Brief { epoch, namespace, mirror, .. } = brief;
     let message = format!("epoch {epoch} of {namespace}/{mirror} was given up before it began. Apply a new MirrorResync");
-    Error::Permanent(Failure { reason: "EpochGone".into(), message, permanent: true })
+    permanent("EpochGone", message)
 }
 
 /// The ledger does not know the epoch: it was abandoned, or its mirror forgotten, while the caller was at work.
 fn gone(brief: &Brief) -> Error {
     let Brief { epoch, namespace, mirror, .. } = brief;
     let message = format!("the destination's ledger does not know epoch {epoch} of {namespace}/{mirror}: it was removed");
-    Error::Permanent(Failure { reason: "EpochGone".into(), message, permanent: true })
+    permanent("EpochGone", message)
 }
 
 /// Drift: of an update that leaves a large value out, because it did not change, nothing can be made where the row is not.

@@ -11,11 +11,7 @@ use tokio::time::Instant;
 
 use super::{BigQuery, live};
 use crate::{
-    destination::{
-        EpochState, Error, LedgerTable,
-        fact::{Begun, Facts},
-        gone,
-    },
+    destination::{EpochState, Error, LedgerTable, fact::Facts},
     report::{Load, TableReport},
 };
 
@@ -75,7 +71,5 @@ pub(super) async fn tables(at: &BigQuery) -> Result<Vec<LedgerTable>, Error> {
 
 /// See [`Destination::progress`](crate::destination::Destination::progress).
 pub(super) async fn progress(at: &BigQuery) -> Result<(Load, Vec<TableReport>), Error> {
-    let facts = of_stream(at).await?;
-    facts.get::<Begun>(0)?.ok_or_else(|| gone(&at.brief))?;
-    facts.progress()
+    of_stream(at).await?.progress(&at.brief)
 }

@@ -5,7 +5,6 @@ use crate::{
     destination::{
         Error,
         fact::{Fact, Table, Verified},
-        gone,
     },
     table::TableSchema,
     verify::Measure,
@@ -15,16 +14,13 @@ use crate::{
 pub(super) async fn measured(at: &BigQuery, table: &TableSchema, generation: u32, at_source: &Measure) -> Result<(), Error> {
     let facts = at.facts(&[Table::KIND]).await?;
     facts.fence(at)?;
-    let known = facts.get::<Table>(table.number)?.ok_or_else(|| gone(&at.brief))?;
-    if known.generation != generation {
-        return Err(Error::StaleSnapshot { current: known.generation });
-    }
+    facts.refuse_stale(&at.brief, table.number, generation)?;
     at.record(&[at.entry(table.number, generation.into(), at_source)?]).await
 }
 
 /// See [`Destination::measure`](crate::destination::Destination::measure). Rows of the load have no flag at all.
 pub(super) async fn measure(at: &BigQuery, table: &TableSchema) -> Result<Measure, Error> {
-    let known = at.facts(&[Table::KIND]).await?.get::<Table>(table.number)?.ok_or_else(|| gone(&at.brief))?;
+    let known = at.facts(&[Table::KIND]).await?.table(&at.brief, table.number)?;
     let shadow = shadow_of(at, &known);
     let carried = Own::of(&at.brief).flag.map(|flag| format!(" WHERE {} IS NOT TRUE", ident(&flag))).unwrap_or_default();
     let rows = seal::rows_where(at, &shadow, &carried).await?;
@@ -35,7 +31,7 @@ pub(super) async fn measure(at: &BigQuery, table: &TableSchema) -> Result<Measur
 pub(super) async fn verified(at: &BigQuery, table: &TableSchema, found: &Measure, remark: Option<&str>) -> Result<(), Error> {
     let facts = at.facts(&[Table::KIND]).await?;
     facts.fence(at)?;
-    let known = facts.get::<Table>(table.number)?.ok_or_else(|| gone(&at.brief))?;
+    let known = facts.table(&at.brief, table.number)?;
     let verified = Verified { rows: found.rows, note: remark.map(str::to_string) };
     at.record(&[at.entry(table.number, known.generation.into(), &verified)?]).await
 }

@@ -1,6 +1,7 @@
 //! What ClickHouse's errors mean here. The one place that says so.
 
-use crate::{destination::Error, report::Failure};
+use crate::destination::Error;
+pub(super) use crate::destination::{failure, permanent};
 
 /// The server's refusal, or why it was not heard.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,16 +90,6 @@ impl Refusal {
         let end = words.char_indices().nth(400).map_or(words.len(), |(at, _)| at);
         &words[..end]
     }
-}
-
-/// A failure that only people can end.
-pub(super) fn permanent(reason: &str, message: impl Into<String>) -> Error {
-    Error::Permanent(failure(reason, message))
-}
-
-/// The same as data.
-pub(super) fn failure(reason: &str, message: impl Into<String>) -> Failure {
-    Failure { reason: reason.to_string(), message: message.into(), permanent: true }
 }
 
 /// Sorts a refusal into retry or stop. The codes are those of ClickHouse's `src/Common/ErrorCodes.cpp`.

@@ -12,8 +12,7 @@ use super::{
 use crate::{
     destination::{
         Chunk, EpochState, Error, LedgerTable,
-        fact::{self, Begun, Fact, Facts, Row, Swapped, Table},
-        gone,
+        fact::{self, Fact, Facts, Row, Swapped, Table},
     },
     report::{Load, SwapReport, TableReport},
     table::TableName,
@@ -162,9 +161,7 @@ pub(super) async fn pending(at: &ClickHouse, partition: u32) -> Result<Vec<Chunk
 
 /// See [`Destination::progress`](crate::destination::Destination::progress).
 pub(super) async fn progress(at: &ClickHouse) -> Result<(Load, Vec<TableReport>), Error> {
-    let facts = at.facts(&[]).await?;
-    facts.get::<Begun>(0)?.ok_or_else(|| gone(&at.brief))?;
-    facts.progress()
+    at.facts(&[]).await?.progress(&at.brief)
 }
 
 /// What the swap of this epoch did; `None` before it.

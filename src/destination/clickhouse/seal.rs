@@ -17,7 +17,6 @@ use crate::{
     destination::{
         Error,
         fact::{Done, Fact, Planned, Sealed, Table},
-        gone,
     },
     table::{TableName, TableSchema},
     verify::Measure,
@@ -34,7 +33,7 @@ pub(super) async fn seal(at: &ClickHouse) -> Result<(), Error> {
     }
     for (number, _, _) in tables {
         let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND, Measure::KIND, Sealed::KIND]).await?;
-        let Some(table) = facts.get::<Table>(number)? else { return Err(gone(&at.brief)) };
+        let table = facts.table(&at.brief, number)?;
         if facts.is_sealed(number, table.generation)? || facts.incomplete(&at.brief)?.contains(&number) {
             continue;
         }

@@ -6,7 +6,6 @@ use crate::{
     destination::{
         Error,
         fact::{Done, Fact, Planned, Table, Verified},
-        gone,
     },
     table::{TableName, TableSchema},
     verify::Measure,
@@ -16,10 +15,7 @@ use crate::{
 pub(super) async fn measured(at: &ClickHouse, table: &TableSchema, generation: u32, at_source: &Measure) -> Result<(), Error> {
     at.fence().await?;
     let facts = at.facts(&[Table::KIND]).await?;
-    let known = facts.get::<Table>(table.number)?.ok_or_else(|| gone(&at.brief))?;
-    if known.generation != generation {
-        return Err(Error::StaleSnapshot { current: known.generation });
-    }
+    facts.refuse_stale(&at.brief, table.number, generation)?;
     at.record(&[at.entry(table.number, generation.into(), at_source)?]).await
 }
 
@@ -27,7 +23,7 @@ pub(super) async fn measured(at: &ClickHouse, table: &TableSchema, generation: u
 /// that was written twice is there once. A table of the engine Null keeps nothing: what was written to it is what it got.
 pub(super) async fn measure(at: &ClickHouse, table: &TableSchema) -> Result<Measure, Error> {
     let facts = at.facts(&[Table::KIND, Planned::KIND, Done::KIND]).await?;
-    let known = facts.get::<Table>(table.number)?.ok_or_else(|| gone(&at.brief))?;
+    let known = facts.table(&at.brief, table.number)?;
     let engine = at.options(table).engine;
     if engine == Engine::Null {
         return Ok(Measure { rows: facts.rows_loaded(table.number, known.generation)?, sum: None });
@@ -42,7 +38,7 @@ pub(super) async fn measure(at: &ClickHouse, table: &TableSchema) -> Result<Meas
 pub(super) async fn verified(at: &ClickHouse, table: &TableSchema, found: &Measure, remark: Option<&str>) -> Result<(), Error> {
     at.fence().await?;
     let facts = at.facts(&[Table::KIND]).await?;
-    let known = facts.get::<Table>(table.number)?.ok_or_else(|| gone(&at.brief))?;
+    let known = facts.table(&at.brief, table.number)?;
     let verified = Verified { rows: found.rows, note: remark.map(str::to_string) };
     at.record(&[at.entry(table.number, known.generation.into(), &verified)?]).await
 }

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    super::{Chunk, EpochState, Error, LedgerTable},
+    super::{Chunk, EpochState, Error, LedgerTable, gone},
     Applied, Begun, Carried, Counted, Done, Drifted, Fact, Facts, Gap, Parked, Planned, Sealed, Snapshot, Swapped, Table, Verified,
 };
 use crate::{
+    brief::Brief,
     postgres::Lsn,
     report::{Load, SwapReport, TableReport},
     verify::Measure,
@@ -73,8 +74,9 @@ impl Facts {
         Ok(self.pending()?.into_iter().filter(|chunk| chunk.partition == partition).collect())
     }
 
-    /// How far load and stream are.
-    pub(in crate::destination) fn progress(&self) -> Result<(Load, Vec<TableReport>), Error> {
+    /// How far load and stream are. Errors: [`gone`] when the epoch has not begun.
+    pub(in crate::destination) fn progress(&self, brief: &Brief) -> Result<(Load, Vec<TableReport>), Error> {
+        self.get::<Begun>(0)?.ok_or_else(|| gone(brief))?;
         let mut load = Load::default();
         if let Some((generation, snapshot)) = self.versioned::<Snapshot>(0)? {
             let waiting: BTreeSet<u32> = self.pending()?.iter().map(|chunk| chunk.partition).collect();

@@ -18,11 +18,11 @@ pub use owner::Owner;
 
 use crate::{
     brief::Brief,
-    destination::{Applier, Counts, Error, Position, ROWS_MISSING, RowChange},
+    destination::{Applier, Counts, Error, Position, ROWS_MISSING, RowChange, permanent},
     postgres::{self, Connection, Lsn, ident, literal, qualified},
     table::TableSchema,
 };
-use refusal::{meaning, permanent};
+use refusal::meaning;
 use statements::Names;
 
 /// The stage is read once from end to end, the tables through their keys: another plan would read a large table whole for a small batch. The server may

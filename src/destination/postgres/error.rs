@@ -2,13 +2,13 @@
 
 use tokio_postgres::error::DbError;
 
+pub(super) use crate::destination::{failure, permanent};
 use crate::{
     destination::Error,
     postgres::{
         ConnectError,
         connect::{copied_column, words},
     },
-    report::Failure,
 };
 
 /// Says what was being done when the database refused.
@@ -28,16 +28,6 @@ impl From<ConnectError> for Error {
     fn from(error: ConnectError) -> Self {
         Self::Transient(error.to_string())
     }
-}
-
-/// A failure that only people can end.
-pub(super) fn permanent(reason: &str, message: impl Into<String>) -> Error {
-    Error::Permanent(failure(reason, message))
-}
-
-/// The same as data.
-pub(super) fn failure(reason: &str, message: impl Into<String>) -> Failure {
-    Failure { reason: reason.to_string(), message: message.into(), permanent: true }
 }
 
 /// The SQLSTATE, if the server spoke at all.

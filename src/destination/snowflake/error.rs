@@ -1,6 +1,7 @@
 //! What Snowflake's errors mean here. The one place that says so.
 
-use crate::{destination::Error, report::Failure};
+use crate::destination::Error;
+pub(super) use crate::destination::{failure, permanent};
 
 /// The service's refusal, or why it was not heard.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,16 +69,6 @@ impl Refusal {
         let words = words.strip_prefix("SQL compilation error: ").unwrap_or(&words);
         words.chars().take(400).collect()
     }
-}
-
-/// A failure that only people can end.
-pub(super) fn permanent(reason: &str, message: impl Into<String>) -> Error {
-    Error::Permanent(failure(reason, message))
-}
-
-/// The same as data.
-pub(super) fn failure(reason: &str, message: impl Into<String>) -> Failure {
-    Failure { reason: reason.to_string(), message: message.into(), permanent: true }
 }
 
 /// Sorts a refusal into retry or stop.

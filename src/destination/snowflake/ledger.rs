@@ -254,9 +254,7 @@ pub(super) async fn pending(at: &Snowflake, partition: u32) -> Result<Vec<Chunk>
 
 /// See [`Destination::progress`](crate::destination::Destination::progress).
 pub(super) async fn progress(at: &Snowflake) -> Result<(Load, Vec<TableReport>), Error> {
-    let facts = at.facts(&[]).await?;
-    facts.get::<Begun>(0)?.ok_or_else(|| gone(&at.brief))?;
-    facts.progress()
+    at.facts(&[]).await?.progress(&at.brief)
 }
 
 /// What the swap of this epoch did; `None` before it.

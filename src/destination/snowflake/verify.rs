@@ -11,7 +11,6 @@ use crate::{
     destination::{
         Error,
         fact::{Fact, Table, Verified},
-        gone,
     },
     table::{TableName, TableSchema},
     verify::Measure,
@@ -21,7 +20,7 @@ use crate::{
 /// would take the place of one on the next snapshot.
 pub(super) async fn measured(at: &Snowflake, table: &TableSchema, generation: u32, at_source: &Measure) -> Result<(), Error> {
     let mut transaction = Transaction::fenced(at).await?;
-    let known = transaction.facts_where(&of_kinds(&[Table::KIND])).await?.get::<Table>(table.number)?.ok_or_else(|| gone(&at.brief))?;
+    let known = transaction.facts_where(&of_kinds(&[Table::KIND])).await?.table(&at.brief, table.number)?;
     if known.generation != generation {
         transaction.roll_back().await;
         return Err(Error::StaleSnapshot { current: known.generation });
@@ -32,7 +31,7 @@ pub(super) async fn measured(at: &Snowflake, table: &TableSchema, generation: u3
 
 /// See [`Destination::measure`](crate::destination::Destination::measure).
 pub(super) async fn measure(at: &Snowflake, table: &TableSchema) -> Result<Measure, Error> {
-    let known = at.facts(&[Table::KIND]).await?.get::<Table>(table.number)?.ok_or_else(|| gone(&at.brief))?;
+    let known = at.facts(&[Table::KIND]).await?.table(&at.brief, table.number)?;
     let shadow = TableName { schema: table.destination.schema.clone(), name: shadow_of(at, &known) };
     let carried = Own::of(&at.brief).flag.map(|flag| format!(" WHERE NOT {}", ident(&flag))).unwrap_or_default();
     let sql = format!("SELECT COUNT(*) FROM {}{carried}", at.quoted(&shadow));
@@ -43,7 +42,7 @@ pub(super) async fn measure(at: &Snowflake, table: &TableSchema) -> Result<Measu
 pub(super) async fn verified(at: &Snowflake, table: &TableSchema, found: &Measure, remark: Option<&str>) -> Result<(), Error> {
     at.fence().await?;
     let facts = at.facts(&[Table::KIND]).await?;
-    let known = facts.get::<Table>(table.number)?.ok_or_else(|| gone(&at.brief))?;
+    let known = facts.table(&at.brief, table.number)?;
     let verified = Verified { rows: found.rows, note: remark.map(str::to_string) };
     at.record(&[at.entry(table.number, known.generation.into(), &verified)?]).await
 }

@@ -7,10 +7,10 @@ use std::{
 
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::refusal::{meaning, permanent};
+use super::refusal::meaning;
 use crate::{
     brief::Brief,
-    destination::Error,
+    destination::{Error, permanent},
     postgres::{Lsn, literal},
 };
 

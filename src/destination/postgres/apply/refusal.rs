@@ -1,15 +1,10 @@
 //! What PostgreSQL's errors mean for the change stream.
 
 use crate::{
-    destination::Error,
+    destination::{Error, permanent},
     postgres::connect::{copied_column, words},
-    report::Failure,
     table::TableSchema,
 };
-
-pub(super) fn permanent(reason: &str, message: impl Into<String>) -> Error {
-    Error::Permanent(Failure { reason: reason.into(), message: message.into(), permanent: true })
-}
 
 /// Sorts an error into: the destination will refuse again, or try again. `doing` names the step and the table.
 ///

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::super::{Snowflake, ledger::of_kinds, quote::literal, transaction::Transaction};
 use crate::destination::{
     Error,
-    fact::{Fact, Owner as OwnerFact},
+    fact::{self, Fact, Owner as OwnerFact},
     gone,
 };
 
@@ -62,7 +62,7 @@ pub(super) async fn take_over(at: &Snowflake) -> Result<String, Error> {
 
 /// The condition under which the applier with this token is still the one.
 pub(super) fn condition(at: &Snowflake, token: &str) -> Result<String, Error> {
-    let value = serde_json::to_string(&OwnerFact { token: token.into() }).map_err(|e| super::permanent("Internal", e.to_string()))?;
+    let value = fact::written(&OwnerFact { token: token.into() })?;
     Ok(format!(
         "EXISTS (SELECT 1 FROM {} WHERE \"EPOCH\" = {} AND \"KIND\" = '{}' AND \"VALUE\" = {})",
         at.ledger(),
