@@ -267,6 +267,7 @@ impl Pass<'_> {
 
     fn describe(&self, status: &mut MirrorStatus, effects: &mut Vec<Effect>) {
         self.numbers(status);
+        self.sequences(status);
         if let Some(active) = status.active_resync.clone() {
             // What is wrong with the old stream, and that its slot is gone by now, is what the resync is for.
             let resync = self.seen.resyncs.iter().find(|r| r.uid == active.uid);
@@ -281,7 +282,6 @@ impl Pass<'_> {
             return;
         }
         self.slot(status);
-        self.sequences(status);
         self.schema(status);
         if status.live_epoch == 0 {
             status.phase = if status.epoch == 0 { MirrorPhase::Pending } else { MirrorPhase::Failed };
@@ -387,9 +387,22 @@ impl Pass<'_> {
         }
     }
 
-    /// Whether writers could be let go on at the destination; nothing of it where the tables bring no sequences.
+    /// Whether writers could be let go on at the destination; nothing of it where the tables bring no sequences. What was true while changes followed is not
+    /// known to be any more when nobody says that they still do.
     fn sequences(&self, status: &mut MirrorStatus) {
-        let Some(report) = self.stream_report(status) else { return };
+        let follows = |report: &&Report| report.stream.as_ref().is_some_and(|stream| stream.connected);
+        let Some(report) = self.stream_report(status).filter(follows).filter(|_| status.active_resync.is_none()) else {
+            if condition::get(&status.conditions, "SequencesInSync").is_some() {
+                self.set(
+                    status,
+                    "SequencesInSync",
+                    Verdict::Unknown,
+                    "NotFollowing",
+                    "Changes do not follow at present, and sequences with them.",
+                );
+            }
+            return;
+        };
         match report.sequences.as_ref().map(|sequences| &sequences.failure) {
             None => condition::clear(&mut status.conditions, "SequencesInSync"),
             Some(None) => self.set(status, "SequencesInSync", Verdict::True, "InSync", "The sequences follow the source's."),

@@ -286,6 +286,28 @@ fn what_keeps_sequences_from_following_is_told_and_stops_nothing_else() {
 }
 
 #[test]
+fn sequences_are_not_called_in_sync_while_nothing_follows() {
+    let (mut m, mut facts) = live();
+    facts.report.as_mut().unwrap().sequences = Some(SequencesReport::default());
+    let verdict = |m: &Mirror, facts: &Observed| said(&plan(m, facts, now()), "SequencesInSync");
+    m.status = Some(plan(&m, &facts, now()).status);
+    assert_eq!(verdict(&m, &facts), ("True".into(), "InSync".into()));
+    let unknown = ("Unknown".to_string(), "NotFollowing".to_string());
+    let mut resynced = m.clone();
+    resynced.status.as_mut().unwrap().active_resync =
+        Some(crate::api::mirror::ActiveResync { name: "r".into(), uid: "r".into(), epoch: 2 });
+    let resyncs = vec![ResyncFacts { phase: Phase::Snapshot, epoch: Some(2), ..waiting("r") }];
+    let (none, broken) = (facts.clone(), Stream { connected: false, ..Stream::default() });
+    for (what, m, facts) in [
+        ("a resync", &resynced, Observed { resyncs, ..none.clone() }),
+        ("no pod", &m, Observed { report: None, ..none.clone() }),
+        ("no stream", &m, Observed { report: facts.report.clone().map(|r| Report { stream: Some(broken), ..r }), ..none }),
+    ] {
+        assert_eq!(verdict(m, &facts), unknown, "{what}");
+    }
+}
+
+#[test]
 fn a_changed_table_list_and_drift_at_the_source_ask_for_a_resync() {
     let (mut m, mut facts) = live();
     m.spec.tables[0].exclude_columns = vec!["x".into()];

@@ -114,9 +114,13 @@ pub async fn load(
         }
         if Instant::now() >= look {
             look = Instant::now() + LOOK;
-            if let Some(holder) = &hold.holder {
-                // The view shows the present, whatever snapshot the session has.
-                verdict(slot::refuse_lost(holder.client(), brief).await)?;
+            // The view of slots shows the present, whatever snapshot the session has.
+            match holder.look(slot::refuse_lost(holder.client(), brief)).await {
+                Err(Error::SnapshotGone { .. }) => {
+                    hold.holder = None;
+                    continue;
+                }
+                looked => verdict(looked)?,
             }
             let gone = match &hold.holder {
                 Some(holder) => rewritten(destination, holder).await,
@@ -155,7 +159,7 @@ async fn rewritten(destination: &dyn Destination, holder: &Holder) -> bool {
     let unsealed: Vec<TableSchema> = tables.into_iter().filter(|t| !t.sealed).map(|t| t.schema).collect();
     let Ok(relations) = holder.look(catalog::relations(holder.client(), &unsealed)).await else { return false };
     let relations: Vec<u32> = relations.iter().map(|r| r.oid).collect();
-    copy::rewritten(holder.client(), &relations).await.unwrap_or(false)
+    holder.look(copy::rewritten(holder.client(), &relations)).await.unwrap_or(false)
 }
 
 /// Exports a new snapshot with its exact position. Tables that are not complete begin again on it; the others, and the slot, stay.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 
+use super::patience::Patience;
 use crate::{
     brief::Brief,
     destination::{self, Chunk, Destination, LedgerTable},
@@ -118,7 +119,7 @@ impl<'a> Reading<'a> {
 
     /// Asks the source what it has of the tables in the snapshot, if they are to be verified: one after the other, as long as there is one that nobody has asked
     /// for. Those that another worker asks for are that one's: whoever is last to complete a table seals it.
-    pub async fn measure(&mut self) -> Result<(), Trouble> {
+    pub async fn measure(&mut self, patience: &mut Patience) -> Result<(), Trouble> {
         if !verify::is_wanted(self.brief) {
             return Ok(());
         }
@@ -131,12 +132,15 @@ impl<'a> Reading<'a> {
             }
             let (Some(held), Some(mut reader)) = (&self.held, self.reader.take()) else { continue };
             if table.gate != held.holder.lsn() {
-                return Err(destination::Error::StaleSnapshot { current: held.generation + 1 }.into());
+                // The table may also have been read before the snapshot that is held came to be known here.
+                let current = held.generation + u32::from(table.gate > held.holder.lsn());
+                return Err(destination::Error::StaleSnapshot { current }.into());
             }
             let measure = reader.measure(held.holder.name(), held.holder.lsn(), &table.schema, brief.verification).await?;
             self.destination.measured(&table.schema, held.generation, &measure).await?;
             tracing::debug!(table = %table.schema.source, rows = measure.rows, "measured at the source");
             self.reader = Some(reader);
+            patience.renew();
         }
         Ok(())
     }

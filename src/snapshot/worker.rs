@@ -55,7 +55,7 @@ impl<'a> Worker<'a> {
     async fn everything(&mut self) -> Result<(), Trouble> {
         self.reading.prepare().await?;
         self.load_partition(self.partition).await?;
-        self.reading.measure().await?;
+        self.reading.measure(&mut self.patience).await?;
         self.patience.renew();
         // Nobody need keep the snapshot for this partition any more, least of all while keys are built.
         self.reading.end();
@@ -95,7 +95,7 @@ impl<'a> Worker<'a> {
             if self.reading.claim(partition).await? {
                 tracing::info!(partition, "loading a partition that nobody works on");
                 self.load_partition(partition).await?;
-                self.reading.measure().await?;
+                self.reading.measure(&mut self.patience).await?;
                 self.finish().await?;
             }
         }

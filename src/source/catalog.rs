@@ -114,6 +114,7 @@ fn table_facts(row: &Row) -> TableFacts {
         kind: letter(row, "relkind"),
         persistence: letter(row, "relpersistence"),
         replica_identity: letter(row, "relreplident"),
+        populated: row.get("relispopulated"),
         has_children: row.get("has_children"),
         row_security: row.get("row_security"),
         schema_usable: row.get("schema_usable"),
@@ -174,7 +175,7 @@ fn leaf_facts(row: &Row) -> LeafFacts {
 
 /// Compared as text in the C collation: a cast to `name` would cut a longer name and might then find another table.
 const TABLES: &str = r#"
-SELECT w.index, c.oid, c.relkind, c.relpersistence, c.relreplident,
+SELECT w.index, c.oid, c.relkind, c.relpersistence, c.relreplident, c.relispopulated,
        c.relkind IN ('r', 'f') AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
        row_security_active(c.oid) AS row_security,
        has_schema_privilege(n.oid, 'USAGE') AS schema_usable,

@@ -25,7 +25,7 @@ const SAME_ORDER: &str = "SET synchronize_seqscans = off; SET max_parallel_worke
 
 /// A session that reads chunks, one at a time.
 pub struct Reader {
-    session: CopySession,
+    pub(super) session: CopySession,
 }
 
 /// A chunk being read. Dropped before its end, its [`Reader`] is of no further use.
@@ -33,6 +33,8 @@ pub struct Rows<'a> {
     session: &'a mut CopySession,
     statement: String,
     relation: u32,
+    /// What the relation was called when it was asked for.
+    name: String,
     what: String,
 }
 
@@ -53,7 +55,8 @@ impl Reader {
             let message = format!("{}: relation {} is gone since the plan was made; resync the mirror", table.source, chunk.relation);
             return Err(Error::refused("SourceSchemaChanged", message));
         };
-        Ok(Rows { session: &mut self.session, statement: statement(table, now, chunk), relation: chunk.relation, what })
+        let (name, statement) = (now.clone(), statement(table, now, chunk));
+        Ok(Rows { session: &mut self.session, statement, relation: chunk.relation, name, what })
     }
 
     /// Begins a transaction that sees exactly the snapshot.
@@ -116,16 +119,25 @@ impl Rows<'_> {
             }
             piece.reserve(CAPACITY);
         }
-        self.refuse_rewritten().await?;
+        refuse_changed(self.session, self.relation, &self.name, what).await?;
         self.session.query("COMMIT").await.map_err(|cause| reading(&self.what, cause))?;
         Ok(piece.is_empty() || to.send(piece.freeze()).await)
     }
+}
 
-    /// A table rewritten since the snapshot (VACUUM FULL, CLUSTER, TRUNCATE, ALTER TABLE) has its rows in other blocks, or hides them from the snapshot.
-    /// Asked at the end, when the lock that the COPY took still keeps it as it was while it was read.
-    async fn refuse_rewritten(&mut self) -> Result<(), Error> {
-        let answer = self.session.query(&are_rewritten(&[self.relation])).await.map_err(|cause| reading(&self.what, cause))?;
-        if is_true(&answer) { Err(Error::Rewritten(self.what.clone())) } else { Ok(()) }
+/// Refuses what was read of a relation that is not what the snapshot has of it, or that is another one. Asked at the end, when the locks that reading took
+/// still keep everything as it was while it was read.
+///
+/// A table rewritten since the snapshot (VACUUM FULL, CLUSTER, TRUNCATE, ALTER TABLE) has its rows in other blocks, or hides them from the snapshot. And
+/// whoever waited for the lock may have given the relation's name to another one after it was asked for and before it was read by it: then this one is
+/// called otherwise now, and the lock is on the other one, which keeps the name.
+pub(super) async fn refuse_changed(session: &mut CopySession, relation: u32, name: &str, what: &str) -> Result<(), Error> {
+    let query = format!("{}, {relation}::regclass::text IS NOT DISTINCT FROM {}", are_rewritten(&[relation]), literal(name));
+    let answer = session.query(&query).await.map_err(|cause| reading(what, cause))?;
+    match answer.first().map(Vec::as_slice) {
+        Some([Some(rewritten), _]) if rewritten == "t" => Err(Error::Rewritten(what.into())),
+        Some([Some(_), Some(same)]) if same == "t" => Ok(()),
+        _ => Err(Error::Passing(format!("{what}: it was renamed meanwhile, and is read again by its new name"))),
     }
 }
 
@@ -181,8 +193,9 @@ fn relation(oid: u32) -> String {
     format!("SELECT oid::regclass::text FROM pg_class WHERE oid = {oid} AND pg_table_is_visible(oid) IS NOT NULL")
 }
 
-/// `pg_class` answers as of the snapshot, the function as of now. A view is what it reads, at any depth; catalogs, which may have no file number, are not looked at.
-pub(super) fn are_rewritten(relations: &[u32]) -> String {
+/// `pg_class` answers as of the snapshot, the function as of now: with NULL for what is gone. A view is what it reads, at any depth, but for what functions
+/// read that it calls; catalogs, which may have no file number, are not looked at.
+fn are_rewritten(relations: &[u32]) -> String {
     let oids: Vec<String> = relations.iter().map(u32::to_string).collect();
     format!(
         "WITH RECURSIVE read (oid) AS (
@@ -193,7 +206,7 @@ pub(super) fn are_rewritten(relations: &[u32]) -> String {
               WHERE v.oid = read.oid AND v.relkind = 'v' AND d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
               UNION ALL
              SELECT inhrelid FROM pg_inherits WHERE inhparent = read.oid) AS below (oid))
-         SELECT EXISTS (SELECT FROM read JOIN pg_class c ON c.oid = read.oid WHERE c.relfilenode <> 0 AND pg_relation_filenode(c.oid) <> c.relfilenode)",
+         SELECT EXISTS (SELECT FROM read JOIN pg_class c ON c.oid = read.oid WHERE c.relfilenode <> 0 AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode)",
         oids.join(",")
     )
 }

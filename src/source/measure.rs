@@ -2,7 +2,7 @@
 
 use super::{
     Error,
-    copy::{Reader, are_rewritten, is_true, reading},
+    copy::{Reader, reading, refuse_changed},
 };
 use crate::{
     api::resync::Verification,
@@ -27,20 +27,17 @@ impl Reader {
         let what = format!("counting the rows of {}", table.source);
         let failed = |cause| reading(what.clone(), cause);
         let named = self.query(&format!("{AS_SERVER_LIKES}; {}", relation(table.source_oid))).await.map_err(failed)?;
-        let Some(Some(now)) = named.first().and_then(|row| row.first()) else {
+        let Some([Some(name), Some(scope)]) = named.first().map(Vec::as_slice) else {
             let message = format!("{}: the table is gone since the plan was made; resync the mirror", table.source);
             return Err(Error::refused("SourceSchemaChanged", message));
         };
         let selection = verify::selection(table, Side::Source, verification);
-        let answer = self.query(&format!("SELECT {selection} FROM {now}")).await.map_err(failed)?;
+        let answer = self.query(&format!("SELECT {selection} FROM {scope}{name}")).await.map_err(failed)?;
         let Some([Some(rows), sum]) = answer.first().map(Vec::as_slice) else {
             return Err(Error::Passing(format!("{what}: the answer has another form")));
         };
         let rows = rows.parse().map_err(|_| Error::Passing(format!("{what}: the answer is no number")))?;
-        // Asked at the end, when the locks that were taken for the count keep the table as it is: a TRUNCATE hides its rows from the snapshot.
-        if is_true(&self.query(&are_rewritten(&[table.source_oid])).await.map_err(failed)?) {
-            return Err(Error::Rewritten(what));
-        }
+        refuse_changed(&mut self.session, table.source_oid, name, &what).await?;
         self.query("COMMIT").await.map_err(failed)?;
         Ok(Measure { rows, sum: sum.clone() })
     }
@@ -49,6 +46,6 @@ impl Reader {
 /// What is read, by its name of now: a partitioned table with its partitions, another one without what may have come to inherit from it.
 fn relation(oid: u32) -> String {
     format!(
-        "SELECT CASE relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || oid::regclass::text FROM pg_class WHERE oid = {oid} AND pg_relation_size(oid) IS NOT NULL"
+        "SELECT oid::regclass::text, CASE relkind WHEN 'p' THEN '' ELSE 'ONLY ' END FROM pg_class WHERE oid = {oid} AND pg_relation_size(oid) IS NOT NULL"
     )
 }

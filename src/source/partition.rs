@@ -36,6 +36,9 @@ const WORTH_A_POD: u64 = 128 << 20;
 /// What a chunk costs besides its bytes (statements, commits), in bytes that could be copied meanwhile.
 const COST_OF_A_CHUNK: u64 = 64 << 10;
 
+/// Chunks of one relation, at most: each is written down before the load begins, and the size of what is no table is the planner's guess.
+const MOST_CHUNKS: u64 = 100_000;
+
 /// Divides `relations` into chunks and bins them into partitions: the largest tables first, the partitions about equal in work.
 ///
 /// Every relation has at least one chunk, an empty one too: rows may come before it is read, and its load has to be marked done.
@@ -59,7 +62,7 @@ pub fn plan(relations: &[Relation], sizes: Sizes) -> Plan {
 fn divide(relation: &Relation, chunk: u64) -> impl Iterator<Item = Chunk> + '_ {
     let Range { start, end } = relation.positions;
     let length = end.saturating_sub(start);
-    let count = relation.bytes.div_ceil(chunk.max(1)).clamp(1, length.max(1));
+    let count = relation.bytes.div_ceil(chunk.max(1)).clamp(1, length.clamp(1, MOST_CHUNKS));
     let share = move |whole: u64, part: u64| (u128::from(whole) * u128::from(part) / u128::from(count)) as u64;
     (0..count).map(move |part| Chunk {
         number: 0,
@@ -164,6 +167,14 @@ mod tests {
         assert_eq!(ends(of(1, 3)), [2]);
         assert_eq!(ends(of(7, 7)), [0i64; 0]);
         assert_eq!(ends(of(i64::MIN, i64::MAX)), [i64::MIN / 2 - 1, -1, i64::MAX / 2]);
+    }
+
+    #[test]
+    fn a_wild_estimate_does_not_become_more_chunks_than_can_be_kept() {
+        let wild = Relation { table: 0, oid: 1, positions: 0..u64::MAX, bytes: u64::MAX, rows: u64::MAX };
+        let plan = plan(&[wild], SIZES);
+        assert_eq!(plan.chunks.len() as u64, MOST_CHUNKS);
+        assert_eq!(plan.chunks.iter().map(|c| c.bytes).sum::<u64>(), u64::MAX);
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct TableFacts {
     pub persistence: char,
     /// `pg_class.relreplident`.
     pub replica_identity: char,
+    /// `pg_class.relispopulated`: false for a materialized view that nobody may read yet.
+    pub populated: bool,
     /// Whether tables inherit from it. Partitions are told apart from that.
     pub has_children: bool,
     /// Whether row security would hide rows from this role.
@@ -146,13 +148,18 @@ fn refuse_kinds(brief: &Brief, wanted: &Table, name: &TableName, facts: &TableFa
             Some("a table that others inherit from: its children's changes are published under their own names. List the children instead")
         }
         'r' | 'p' => None,
-        'm' if once => None,
+        'm' if once && facts.populated => None,
+        'm' if once => Some("a materialized view without data. REFRESH MATERIALIZED VIEW fills it"),
         'v' | 'f' if once_by_key => None,
         'v' if once => Some("a view, which has no blocks to read. Name an integer column to read it by as its partitionKey"),
         'f' if once => Some("a foreign table, which has no blocks to read. Name an integer column to read it by as its partitionKey"),
-        'v' => Some("a view, which has no change stream. List the tables that it reads"),
-        'm' => Some("a materialized view, which has no change stream. List the tables that it reads"),
-        'f' => Some("a foreign table, whose changes are in another server's log. Mirror it from that server"),
+        'v' => Some(
+            "a view, which has no change stream. List the tables that it reads, or load it once: mode SnapshotOnly, with a partitionKey",
+        ),
+        'm' => Some("a materialized view, which has no change stream. List the tables that it reads, or load it once: mode SnapshotOnly"),
+        'f' => Some(
+            "a foreign table, whose changes are in another server's log. Mirror it from that server, or load it once: mode SnapshotOnly, with a partitionKey",
+        ),
         'S' => Some("a sequence. List tables only"),
         _ => Some("not a table. List tables only"),
     };

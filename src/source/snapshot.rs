@@ -4,7 +4,7 @@
 //! snapshot's position, as its `application_name`; so it is found in `pg_stat_activity` by a pipeline pod that was restarted.
 
 use tokio::task::JoinHandle;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, error::SqlState};
 
 use super::{Error, slot};
 use crate::{
@@ -60,10 +60,14 @@ impl Holder {
     }
 
     /// Runs queries of the session, then gives back the locks that they took (PostgreSQL docs, "Explicit Locking"). Kept until the load ends, those would
-    /// make whoever changes a table wait, and behind him whoever reads it.
+    /// make whoever changes a table wait, and behind him whoever reads it. A query that fails must not end the transaction, which would end the snapshot: none is
+    /// run but through this. Errors: those of the queries; [`Error::SnapshotGone`] if the transaction has failed before.
     pub async fn look<T>(&self, queries: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let doing = || Error::query(format!("looking at the snapshot at {}", self.lsn));
-        self.client.batch_execute("SAVEPOINT look").await.map_err(doing())?;
+        self.client.batch_execute("SAVEPOINT look").await.map_err(|cause| match cause.code() {
+            Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => Error::SnapshotGone { name: self.name.clone(), lsn: self.lsn },
+            _ => doing()(cause),
+        })?;
         let found = queries.await;
         let ended = self.client.batch_execute("ROLLBACK TO look; RELEASE look").await.map_err(doing());
         found.and_then(|found| ended.map(|()| found))

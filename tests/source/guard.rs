@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use futures::StreamExt;
 use mirror_operator::{
     brief::{Brief, DestinationPeer},
-    destination, finish,
+    destination::{self, Chunk},
+    finish,
     pipeline::Board,
     report::Stage,
     snapshot::Worker,
+    source::{ahead::ahead, catalog, copy::Reader, pace::Pace, snapshot},
 };
 
 use crate::{
@@ -128,6 +131,37 @@ async fn nobody_who_changes_a_table_waits_for_the_snapshot_that_is_held() {
     pod.stop().await;
     finish::forget(&brief, true).await.unwrap();
     drop(source);
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_chunk_is_not_read_from_another_table_that_has_taken_the_name() {
+    let fixture = Fixture::new().await;
+    let source = fixture.at_source().await;
+    source.batch_execute("CREATE TABLE t_new (id int PRIMARY KEY)").await.unwrap();
+    source.batch_execute(TABLE).await.unwrap();
+    let brief = fixture.brief(1, &["public.t"]);
+    let table = catalog::read(&fixture.as_pod().await, &brief).await.unwrap().tables.remove(0);
+    let chunk = Chunk { number: 0, partition: 0, table: 0, relation: table.source_oid, first: 0, end: None, bytes: 0 };
+    let exported = snapshot::create_slot(&brief).await.unwrap();
+    for (swap, whole) in [("ALTER TABLE t RENAME TO t_old; ALTER TABLE t_new RENAME TO t", false), ("SELECT 1", true)] {
+        // As if it had waited for the lock of the chunk before: it comes between the name being asked for and being used.
+        let mut reader = Reader::connect(&brief).await.unwrap();
+        let rows = reader.open(&exported.name, exported.lsn, &table, &chunk).await.unwrap();
+        source.batch_execute(swap).await.unwrap();
+        let ((send, pieces), mut pace) = (ahead(), Pace::new(None));
+        let (read, came) = tokio::join!(rows.pass_on(send, &mut pace), pieces.collect::<Vec<_>>());
+        if whole {
+            assert!(read.unwrap() && came.iter().all(Result::is_ok), "it is read by its new name");
+            let bytes: usize = came.into_iter().map(|piece| piece.unwrap().len()).sum();
+            assert_eq!(bytes, 19 + 10 * (2 + 4 + 4) + 2, "binary COPY: header, ten rows of an integer, trailer");
+        } else {
+            let error = read.unwrap_err();
+            assert!(!error.is_permanent() && error.to_string().contains("renamed"), "{error}");
+            assert!(came.iter().any(Result::is_err), "whoever writes the chunk learns that this is not its end");
+        }
+    }
+    drop((exported, source));
     fixture.end().await;
 }
 

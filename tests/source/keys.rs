@@ -1,7 +1,7 @@
 //! Tables that are read by ranges of a key: views and foreign tables, which have no blocks, and ordinary ones.
 
 use mirror_operator::{
-    api::mirror::Mode,
+    api::{mirror::Mode, resync::Verification},
     brief::Brief,
     destination::{self, Chunk},
     finish,
@@ -153,6 +153,45 @@ async fn a_chunk_of_keys_that_is_read_again_brings_the_same_rows_in_the_same_ord
         assert!(seen[0].len() > 4000 && seen[0] == seen[1] && seen[1] == seen[2]);
         source.batch_execute("RESET ALL; SET search_path = public").await.unwrap();
     }
+    drop(source);
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_view_below_which_a_partition_is_dropped_after_the_snapshot_is_loaded_again_from_a_new_one() {
+    let fixture = Fixture::new().await;
+    let (source, target) = (fixture.at_source().await, fixture.at_destination().await);
+    let parts = "CREATE TABLE parts (id int, note text) PARTITION BY LIST (note);
+         CREATE TABLE parts_a PARTITION OF parts FOR VALUES IN ('a'); CREATE TABLE parts_b PARTITION OF parts FOR VALUES IN ('b');
+         INSERT INTO parts SELECT g, CASE g % 2 WHEN 0 THEN 'a' ELSE 'b' END FROM generate_series(1, 1000) g;
+         CREATE VIEW seen AS SELECT * FROM parts";
+    source.batch_execute(parts).await.unwrap();
+    let brief = Brief { verification: Verification::RowCount, ..by_id(&fixture, 1, Mode::SnapshotOnly, &["public.seen"]) };
+    let pod = Pod::start(&brief).await;
+    pod.offers(1).await;
+    source.batch_execute("DROP TABLE parts_b").await.unwrap();
+    work(&pod.brief).await;
+    pod.reaches(Stage::Loaded).await;
+    assert!(pod.board.report().load.is_some_and(|l| l.generation >= 2));
+    finish::swap(&pod.brief).await.unwrap();
+    assert_eq!(sum(&source, "seen").await, sum(&target, "seen").await);
+    pod.stop().await;
+    finish::forget(&brief, true).await.unwrap();
+    drop((source, target));
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_materialized_view_without_data_is_refused_with_what_fills_it() {
+    let fixture = Fixture::new().await;
+    let source = fixture.at_source().await;
+    source.batch_execute("CREATE TABLE t (id int); CREATE MATERIALIZED VIEW kept AS SELECT * FROM t WITH NO DATA").await.unwrap();
+    let brief = Brief { mode: Mode::SnapshotOnly, ..fixture.brief(1, &["public.kept"]) };
+    let problems = catalog::read(&fixture.as_pod().await, &brief).await.unwrap().problems;
+    assert!(problems.len() == 1 && problems[0].reason == "UnsupportedTable", "{problems:?}");
+    assert!(problems[0].message.contains("REFRESH MATERIALIZED VIEW"), "{problems:?}");
+    source.batch_execute("REFRESH MATERIALIZED VIEW kept").await.unwrap();
+    assert_eq!(catalog::read(&fixture.as_pod().await, &brief).await.unwrap().problems, []);
     drop(source);
     fixture.end().await;
 }

@@ -29,8 +29,8 @@ const TABLES: &str = include_str!("ledger.sql");
 /// The version of their layout, as the file itself records it.
 const LAYOUT: i32 = 4;
 
-/// How long an upgrade of the layout waits for a lock.
-const UPGRADE_PATIENCE: &str = "SET LOCAL lock_timeout = '10s'";
+/// How long an upgrade of the layout waits for a lock: whoever uses the ledger waits behind it, be it another mirror, and it is tried again.
+const UPGRADE_PATIENCE: &str = "SET LOCAL lock_timeout = '200ms'";
 
 /// How long `begin` waits for writers of earlier epochs before it ends their sessions.
 const PATIENCE: Duration = Duration::from_secs(5);
