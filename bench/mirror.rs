@@ -59,6 +59,7 @@ impl Epoch {
             snapshot: serde_json::from_value(more).expect("a snapshot"),
             replication: Default::default(),
             pods: Default::default(),
+            handover: Default::default(),
             sequences: Default::default(),
             mode: Default::default(),
             load: true,

@@ -7,7 +7,7 @@ use crate::{
         MirrorSpec,
         mirror::{Mode, Replication, Sequences, Snapshot, SoftDelete, Table},
         pod::Placement,
-        resync::{Carry, OnOldSnapshot, Verification},
+        resync::{Carry, Handover, OnOldSnapshot, Verification},
     },
     destination::{bigquery, clickhouse, snowflake},
     name,
@@ -56,6 +56,9 @@ pub struct Brief {
     /// Whether rows are loaded. Otherwise the tables begin empty.
     #[serde(default = "loads")]
     pub load: bool,
+    /// How the change stream passes from the epoch whose tables are live to this one.
+    #[serde(default)]
+    pub handover: Handover,
     /// Sequences.
     #[serde(default)]
     pub sequences: Sequences,
@@ -128,6 +131,16 @@ impl Brief {
     /// The publication that this epoch streams.
     pub fn publication(&self) -> String {
         self.publication.clone().unwrap_or_else(|| self.slot())
+    }
+
+    /// Whether the epoch before this one streams on until the swap.
+    pub fn is_live(&self) -> bool {
+        self.handover == Handover::Live
+    }
+
+    /// Whether an epoch's slot, publication and sessions are of no more use from the moment that this epoch makes its own.
+    pub fn replaces(&self, epoch: u32) -> bool {
+        epoch <= self.epoch && !(self.is_live() && epoch == self.previous_epoch)
     }
 
     /// The `application_name` of a session of these pods: `mo <short mirror uid> e<epoch> <role>`, found again in `pg_stat_activity`.

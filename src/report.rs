@@ -42,6 +42,8 @@ pub enum Stage {
     Loading,
     /// Every table is loaded and sealed; the snapshot is let go. Waiting for the swap.
     Loaded,
+    /// Of a live handover: the same, and changes are applied to the shadows until it is to be swapped.
+    CatchingUp,
     /// The tables bear their live names and changes are applied.
     Streaming,
     /// The tables bear their live names and no changes follow. The pod is of no more use.

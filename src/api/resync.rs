@@ -42,7 +42,8 @@ pub struct MirrorResyncSpec {
     /// Name of a Mirror in the same namespace.
     #[schemars(length(min = 1, max = 36))]
     pub mirror: String,
-    /// How the change stream passes from the old tables to the new ones.
+    /// How the change stream passes from the old tables to the new ones. DropFirst: the old pipeline and its slot are dropped first, and the live tables stand still
+    /// until the swap. Live: it streams on until then, while the new one loads and catches up; PostgreSQL destinations only, and a second slot is needed meanwhile.
     #[serde(default)]
     pub handover: Handover,
     /// Looks at everything that could stop a resync, reckons how large it would be, and ends. Nothing is changed at source or destination, and the mirror
@@ -79,6 +80,10 @@ pub enum Handover {
     /// The old pipeline and its slot are dropped first; the live tables stand still until the swap.
     #[default]
     DropFirst,
+    /// The old pipeline streams into the live tables until the swap, while the new one loads and then streams into the `_resync` tables; the live tables
+    /// stand still only while both are brought to the same point and swapped. Needs a second slot for that time. Destinations of the kind PostgreSQL only. Where
+    /// nothing is streamed (the first load, a lost slot, mode SnapshotOnly) there is nothing to hand over, and it is as DropFirst.
+    Live,
 }
 
 /// The swap.
@@ -172,6 +177,8 @@ pub enum Phase {
     Setup,
     /// Snapshot Jobs fill the `_resync` tables. Ends when every chunk is loaded and every key and index is built.
     Snapshot,
+    /// With `handover: Live`: changes are streamed into the `_resync` tables. Ends when those are nearly as fresh as the live tables.
+    CatchUp,
     /// Soft-deleted rows are carried over and the tables are swapped. Ends when the new tables bear the live names and their change stream is connected.
     Swap,
     /// Swapped, and the mirror is in CDC. An end.
@@ -266,7 +273,7 @@ pub struct MirrorResyncStatus {
     /// Whether the old pipeline and its slot were dropped: from then on the live tables stand still until a resync succeeds.
     #[serde(default)]
     pub old_pipeline_dropped: bool,
-    /// `Succeeded`, and one for each finished step: `Planned`, `Loaded`, `Verified`, `Swapped`.
+    /// `Succeeded`, and one for each finished step: `Planned`, `Loaded`, `CaughtUp`, `Verified`, `Swapped`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "condition::schema")]
     pub conditions: Vec<Condition>,

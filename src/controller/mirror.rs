@@ -20,7 +20,7 @@ use super::{
     refusal::tell,
 };
 use crate::{
-    api::{Mirror, MirrorResync, MirrorStatus, Peer, condition},
+    api::{Mirror, MirrorResync, MirrorStatus, Peer, condition, resync::Handover},
     brief::Brief,
     mirror::{Effect, FINALIZER, Observed, ResyncFacts, brief, forced, plan},
     resync::job_name,
@@ -168,6 +168,7 @@ fn facts(resync: MirrorResync, mirror: &Mirror) -> ResyncFacts {
         deleting: resync.metadata.deletion_timestamp.is_some(),
         held: resync.spec.cancel || resync.spec.suspend,
         own: resync.owner_references().iter().any(|o| Some(&o.uid) == mirror.metadata.uid.as_ref()),
+        live: resync.spec.handover == Handover::Live,
         old_pipeline_dropped: status.old_pipeline_dropped,
         swapped: status.swap.is_some(),
         reason,

@@ -108,8 +108,14 @@ pub struct EpochState {
     pub loaded: bool,
     /// Whether the tables bear their live names.
     pub swapped: bool,
-    /// The newest epoch of the mirror: greater than this one means superseded.
+    /// The newest epoch of the mirror that has fenced the earlier ones: greater than this one means superseded.
     pub newest_epoch: u32,
+    /// Whether that one came by a [live handover](Destination::hand_over) from this epoch and is not swapped: given up, it would give the stream back.
+    pub may_return: bool,
+    /// Whether this epoch's own live handover has begun: what the epoch before it has applied is final.
+    pub handed_over: bool,
+    /// Whether all of that is in the shadows, and nothing more is applied before the swap.
+    pub caught_up: bool,
 }
 
 /// A table as the ledger knows it.
@@ -155,7 +161,7 @@ pub trait Destination: Send + Sync {
     /// What the ledger says of this epoch; `None` before [`begin`](Self::begin).
     async fn state(&self) -> Result<Option<EpochState>, Error>;
 
-    /// Records that this epoch has begun, which fences all earlier ones. Errors: `EpochGone` if it was given up before ([`abandon`](Self::abandon)).
+    /// Records that this epoch has begun, which fences all earlier ones, unless its [handover is live](Brief::is_live). Errors: `EpochGone` if it was given up before ([`abandon`](Self::abandon)).
     async fn begin(&self) -> Result<(), Error>;
 
     /// Creates or replaces the shadows, empty and marked as this epoch's, and records boundary, tables and plan, all in one step.
@@ -221,6 +227,19 @@ pub trait Destination: Send + Sync {
         Ok(())
     }
 
+    /// Begins a live handover: fences the epochs before this one, as [`begin`](Self::begin) has not done. What the live one has applied is final when this
+    /// returns. [`abandon`](Self::abandon) gives the stream back to it. Only of destinations that can apply changes to shadows.
+    async fn hand_over(&self) -> Result<(), Error> {
+        Err(no_live_handover())
+    }
+
+    /// Ends the applying of changes to the shadows if they have everything that the live epoch has applied; the applier can then be opened again after the swap.
+    /// `reached`: up to where the caller knows everything of the change stream to be in the shadows. Returns whether it has ended. Needs the [handover
+    /// begun](Self::hand_over).
+    async fn catch_up(&self, _reached: Lsn) -> Result<bool, Error> {
+        Err(no_live_handover())
+    }
+
     /// Gives the shadows the live names and retires the old tables. Readers see either all old or all new tables. Needs every table carried, and where the
     /// brief wants that, verified.
     async fn swap(&self) -> Result<SwapReport, Error>;
@@ -231,7 +250,8 @@ pub trait Destination: Send + Sync {
     /// Drops the tables that the swap retired.
     async fn drop_retired(&self) -> Result<(), Error>;
 
-    /// Removes the shadows and the ledger's rows of this epoch unless it was swapped, and fences it: nothing of it can begin again. If it has not begun
+    /// Removes the shadows and the ledger's rows of this epoch unless it was swapped, and fences it: nothing of it can begin again. If its handover is live, the
+    /// epoch before it may apply again. If it has not begun
     /// it never will from then on, and the live epoch goes on as if it had not been; only where there is no ledger yet, and so no live epoch, nothing is
     /// recorded.
     async fn abandon(&self) -> Result<(), Error>;
@@ -239,7 +259,8 @@ pub trait Destination: Send + Sync {
     /// Forgets the mirror: its ledger, shadows and retired tables; with `drop_tables` also its live tables. Any epoch may do so: none is left after.
     async fn forget(&self, drop_tables: bool) -> Result<(), Error>;
 
-    /// Opens the one applier of this epoch. Needs the swap done. Of two processes the one that opened last wins: the other's applier fails, and opening
+    /// Opens the one applier of this epoch. Needs the swap done; if the brief wants a live handover, it also opens once every table is sealed, to apply changes to
+    /// the shadows until [`catch_up`](Self::catch_up) ends that. Of two processes the one that opened last wins: the other's applier fails, and opening
     /// it there again is refused with [`Error::Displaced`].
     async fn applier(&self) -> Result<Box<dyn Applier>, Error>;
 }
@@ -290,6 +311,11 @@ fn failure(reason: &str, message: impl Into<String>) -> Failure {
 /// The same as an error.
 fn permanent(reason: &str, message: impl Into<String>) -> Error {
     Error::Permanent(failure(reason, message))
+}
+
+/// Says that changes are applied to live tables only.
+fn no_live_handover() -> Error {
+    permanent("HandoverUnsupported", "handover: Live serves PostgreSQL destinations only. Apply a MirrorResync with DropFirst")
 }
 
 /// Says that an epoch can no longer begin.

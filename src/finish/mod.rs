@@ -1,5 +1,7 @@
 //! The bodies of the short Jobs that end things: swap, cleanup, forget. Each may run again after it died at any point.
 
+use std::time::Duration;
+
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::{
@@ -15,6 +17,9 @@ use crate::{
 
 /// Shadows that are read for a comparison at the same time.
 const COMPARED: usize = 4;
+
+/// Between looks at whether the pipeline has caught up.
+const CAUGHT_UP_POLL: Duration = Duration::from_millis(100);
 
 /// Carries rows and swaps the tables; drops the old ones at once if they are not to be kept.
 pub async fn swap(brief: &Brief) -> Result<SwapReport, Failure> {
@@ -40,6 +45,9 @@ pub async fn swap_at(brief: &Brief, destination: &dyn Destination) -> Result<Swa
     let report = match destination.swapped().await? {
         Some(report) => report,
         None => {
+            if brief.is_live() {
+                hand_over(brief, destination).await?;
+            }
             destination.carry().await?;
             verify(brief, destination).await?;
             refuse_lost_slot(brief).await?;
@@ -57,9 +65,22 @@ pub async fn swap_at(brief: &Brief, destination: &dyn Destination) -> Result<Swa
     Ok(report)
 }
 
+/// Ends the old stream, and waits until the pipeline has brought the shadows as far and applies no more: nobody writes while rows are carried.
+async fn hand_over(brief: &Brief, destination: &dyn Destination) -> Result<(), Trouble> {
+    destination.hand_over().await?;
+    loop {
+        match destination.state().await? {
+            Some(state) if state.newest_epoch > brief.epoch => return Err(destination::Error::Superseded(state.newest_epoch).into()),
+            Some(state) if state.caught_up => return Ok(()),
+            Some(_) => tokio::time::sleep(CAUGHT_UP_POLL).await,
+            None => return Err(Trouble::Waiting("the ledger no longer has this epoch".into())),
+        }
+    }
+}
+
 /// Compares the shadows with what the source has, if the brief wants that. Last of all, so that nothing that happened to a shadow since its load goes unnoticed;
 /// what was compared once is not read again while the swap is tried again.
-async fn verify(brief: &Brief, destination: &dyn Destination) -> Result<(), Trouble> {
+pub(crate) async fn verify(brief: &Brief, destination: &dyn Destination) -> Result<(), Trouble> {
     if !verify::is_wanted(brief) {
         return Ok(());
     }
@@ -119,8 +140,8 @@ pub async fn cleanup_at(brief: &Brief, destination: &dyn Destination) -> Result<
     if let Some(swapped) = destination.swapped().await? {
         return Ok(Some(swapped));
     }
-    // If it began, no earlier epoch will stream again; if not, the one before it streams on.
-    let first = if state.is_some() { 0 } else { brief.epoch };
+    // If it began, no earlier epoch will stream again; if not, or if its handover is live, the one before it streams on.
+    let first = if state.is_some() && !brief.is_live() { 0 } else { brief.epoch };
     slot::drop_epochs(&source, brief, |epoch| (first..=brief.epoch).contains(&epoch)).await?;
     Ok(None)
 }

@@ -3,9 +3,9 @@
 use crate::{
     api::{
         Mirror, MirrorResync, MirrorSpec, Peer,
-        mirror::{Sequences, Snapshot, SoftDelete, Table},
+        mirror::{Mode, Sequences, Snapshot, SoftDelete, Table},
         peer::Role,
-        resync::{Carry, SnapshotOverrides, Verification},
+        resync::{Carry, Handover, SnapshotOverrides, Verification},
     },
     brief::{Brief, DestinationPeer},
     name,
@@ -38,6 +38,7 @@ pub fn brief(
         serde_json::from_value(serde_json::json!({ "mirror": mirror_name })).map_err(|e| format!("defaults of a MirrorResync: {e}"))?;
     let wanted = resync.map_or(&defaults, |r| &r.spec);
     let previous_epoch = mirror.status.as_ref().map_or(0, |s| s.live_epoch);
+    let streams = previous_epoch > 0 && spec.mode == Mode::Continuous && mirror.status.as_ref().is_some_and(|s| !s.stream_dropped);
     // A resync that loaded nothing would take every row for one that the source has lost.
     let load = spec.initial_load || previous_epoch > 0;
     if let Some(table) = tables.iter().find(|t| !load && t.is_adopted()) {
@@ -62,6 +63,7 @@ pub fn brief(
         synced_at_column,
         mode: spec.mode,
         load,
+        handover: if streams { wanted.handover } else { Handover::DropFirst },
         sequences: spec.sequences,
         snapshot: snapshot(&spec.snapshot, wanted.snapshot.as_ref()),
         replication: spec.replication.clone(),

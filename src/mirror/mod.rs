@@ -69,6 +69,8 @@ pub struct ResyncFacts {
     pub held: bool,
     /// Whether the Mirror itself has made it.
     pub own: bool,
+    /// Whether the old pipeline streams on until its swap.
+    pub live: bool,
     /// Whether it dropped the old pipeline.
     pub old_pipeline_dropped: bool,
     /// Whether its tables bear the live names, however it ended.

@@ -28,7 +28,7 @@ const HISTORY: usize = 10;
 const RETRY: Duration = Duration::from_secs(30);
 
 /// What a resync says while it goes on as it should.
-const STEPS: [&str; 4] = ["Setup", "Snapshot", "Swap", "Connecting"];
+const STEPS: [&str; 5] = ["Setup", "Snapshot", "CatchUp", "Swap", "Connecting"];
 
 /// What a reconcile of one Mirror does next. Computed from facts alone.
 pub fn plan(mirror: &Mirror, seen: &Observed, now: Timestamp) -> Plan {
@@ -268,11 +268,11 @@ impl Pass<'_> {
     fn describe(&self, status: &mut MirrorStatus, effects: &mut Vec<Effect>) {
         self.numbers(status);
         self.sequences(status);
-        if let Some(active) = status.active_resync.clone() {
+        if let Some(active) = status.active_resync.clone().filter(|active| !self.streams_beside(status, active)) {
             // What is wrong with the old stream, and that its slot is gone by now, is what the resync is for.
             let resync = self.seen.resyncs.iter().find(|r| r.uid == active.uid);
             status.phase = match resync.map(|r| r.phase) {
-                Some(Phase::Snapshot | Phase::Swap) => MirrorPhase::Snapshot,
+                Some(Phase::Snapshot | Phase::CatchUp | Phase::Swap) => MirrorPhase::Snapshot,
                 _ => MirrorPhase::Setup,
             };
             // Its usual steps stand in its own status; each would cost a write here too.
@@ -295,6 +295,13 @@ impl Pass<'_> {
         let (phase, verdict, reason, words) = self.health(status);
         status.phase = phase;
         self.ready(status, effects, verdict, reason, &words);
+    }
+
+    /// Whether the live tables get their changes while a resync is active.
+    fn streams_beside(&self, status: &MirrorStatus, active: &ActiveResync) -> bool {
+        let resync = self.seen.resyncs.iter().find(|r| r.uid == active.uid);
+        let live = resync.is_some_and(|r| r.live && !r.old_pipeline_dropped && !r.swapped);
+        live && status.live_epoch > 0 && !status.stream_dropped && !self.rests(status)
     }
 
     /// Health from progress, not from pods: connected, slot alive, every table applied.
@@ -391,7 +398,7 @@ impl Pass<'_> {
     /// known to be any more when nobody says that they still do.
     fn sequences(&self, status: &mut MirrorStatus) {
         let follows = |report: &&Report| report.stream.as_ref().is_some_and(|stream| stream.connected);
-        let Some(report) = self.stream_report(status).filter(follows).filter(|_| status.active_resync.is_none()) else {
+        let Some(report) = self.stream_report(status).filter(follows) else {
             if condition::get(&status.conditions, "SequencesInSync").is_some() {
                 self.set(
                     status,

@@ -299,7 +299,7 @@ fn sequences_are_not_called_in_sync_while_nothing_follows() {
     let resyncs = vec![ResyncFacts { phase: Phase::Snapshot, epoch: Some(2), ..waiting("r") }];
     let (none, broken) = (facts.clone(), Stream { connected: false, ..Stream::default() });
     for (what, m, facts) in [
-        ("a resync", &resynced, Observed { resyncs, ..none.clone() }),
+        ("a resync", &resynced, Observed { resyncs, report: None, ..none.clone() }),
         ("no pod", &m, Observed { report: None, ..none.clone() }),
         ("no stream", &m, Observed { report: facts.report.clone().map(|r| Report { stream: Some(broken), ..r }), ..none }),
     ] {

@@ -4,6 +4,7 @@
 
 pub mod board;
 mod changes;
+pub mod handover;
 pub mod hold;
 pub mod http;
 mod loops;
@@ -76,6 +77,14 @@ pub async fn live(brief: &Brief, destination: &dyn Destination, board: &Board, s
             continue;
         };
         if let Some(newer) = trouble.superseded() {
+            if may_return(destination).await {
+                board.update(|report| report.stream = None);
+                board.waiting(format!("epoch {newer} takes the change stream over"));
+                tokio::select! {
+                    () = tokio::time::sleep(REFRESH) => continue,
+                    () = shutdown.cancelled() => return Ok(()),
+                }
+            }
             hold.release();
             board.offer(None);
             board.stage(Stage::Superseded);
@@ -107,6 +116,11 @@ pub async fn live(brief: &Brief, destination: &dyn Destination, board: &Board, s
             () = shutdown.cancelled() => return Ok(()),
         }
     }
+}
+
+/// Whether the epoch that has fenced this one may still give the stream back, or the ledger cannot be read.
+async fn may_return(destination: &dyn Destination) -> bool {
+    destination.state().await.map_or(true, |state| state.is_some_and(|s| s.may_return))
 }
 
 /// Whether the ledger says that the tables are live, or cannot be read.
@@ -148,10 +162,16 @@ async fn step(
             board.stage(Stage::Loading);
             hold::load(brief, destination, board, hold, state).await
         }
-        Some(state) => {
+        Some(state) if brief.is_live() && !state.caught_up => {
             hold.release();
             board.offer(None);
             board.stage(Stage::Loaded);
+            handover::catch_up(brief, destination, board, shutdown).await
+        }
+        Some(state) => {
+            hold.release();
+            board.offer(None);
+            board.stage(if state.caught_up { Stage::CatchingUp } else { Stage::Loaded });
             await_swap(brief, destination, board, state).await
         }
     }
@@ -212,5 +232,6 @@ async fn stream(brief: &Brief, destination: &dyn Destination, board: &Board, shu
         ended = changes::stream(brief, destination, board, shutdown) => ended,
         never = retire::when_due(brief, destination, swap.as_ref()) => match never {},
         never = sequences::follow(brief, destination, board) => match never {},
+        never = handover::drop_earlier(brief) => match never {},
     }
 }

@@ -4,7 +4,7 @@ use std::{future::Future, time::Duration};
 
 use tokio_postgres::Client;
 
-use super::{board::Board, hold::Hold, loops};
+use super::{board::Board, handover, hold::Hold, loops};
 use crate::{
     api::mirror::{Mode, Sequences},
     brief::Brief,
@@ -35,6 +35,7 @@ pub async fn check(brief: &Brief, destination: &dyn Destination) -> Result<(), T
     let mut problems = loops::check(brief, &client, &tables).await?;
     problems.extend(preflight::check(&client, brief, &tables).await?);
     problems.extend(of_tables);
+    problems.extend(handover::problem(brief));
     problems.extend(verify::problem(brief));
     problems.extend(destination.preflight(&tables).await?);
     if brief.sequences == Sequences::Sync {
@@ -74,7 +75,7 @@ pub async fn rehearse(brief: &Brief) -> Result<PlanReport, Failure> {
 pub async fn prepare(brief: &Brief, destination: &dyn Destination, board: &Board, hold: &mut Hold) -> Result<(), Trouble> {
     let client = connect::connect(&brief.source, &slot::housekeeping(brief)).await.map_err(Error::from)?;
     board.waiting("dropping the slots of earlier epochs");
-    slot::drop_epochs(&client, brief, |epoch| epoch <= brief.epoch).await?;
+    slot::drop_epochs(&client, brief, |epoch| brief.replaces(epoch)).await?;
     let before = catalog::read(&client, brief).await?;
     refuse(before.problems)?;
     slot::create_publication(&client, brief, &before.tables).await?;

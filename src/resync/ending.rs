@@ -66,7 +66,7 @@ impl Pass<'_> {
             untouched: !touched,
             since: Some(Time(self.now)),
         };
-        status.old_pipeline_dropped |= touched;
+        status.old_pipeline_dropped |= touched && !self.is_live(&status);
         status.ending = Some(ending.clone());
         self.wind_down(status, ending)
     }

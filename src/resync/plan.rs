@@ -20,6 +20,14 @@ use crate::{
 /// How long after the snapshot Job's end the pipeline may take to see that everything is loaded.
 const GRACE: SignedDuration = SignedDuration::from_secs(10);
 
+/// How far the new tables may be behind when a live handover begins, in bytes of the source's log.
+const FRESH_BYTES: i64 = 64 << 20;
+
+/// The same in seconds since the oldest change that is not applied.
+const FRESH_SECONDS: u64 = 5;
+
+const CATCHING_UP: &str = "Changes since the snapshot are applied to the _resync tables; the live tables get them too.";
+
 /// How long a new resync may wait for its Mirror without saying so; creation times are whole seconds.
 const YOUTH: SignedDuration = SignedDuration::from_secs(3);
 
@@ -48,6 +56,7 @@ pub fn plan(resync: &MirrorResync, seen: &Observed, now: Timestamp) -> Plan {
         (None, Phase::Pending) => pass.pending(status),
         (None, Phase::Setup) => pass.setup(status),
         (None, Phase::Snapshot) => pass.snapshot(status),
+        (None, Phase::CatchUp) => pass.catch_up(status),
         (None, _) => pass.swap(status),
     };
     if plan.effects.iter().all(|e| *e != Effect::RemoveFinalizer) && !pass.deleting() && !pass.has_finalizer() {
@@ -141,15 +150,23 @@ impl Pass<'_> {
         self.means(status).is_some_and(|(brief, _)| brief.mode == Mode::SnapshotOnly)
     }
 
+    /// Whether the old pipeline streams on until the swap.
+    pub(super) fn is_live(&self, status: &MirrorResyncStatus) -> bool {
+        self.means(status).is_some_and(|(brief, _)| brief.is_live())
+    }
+
     fn ensure_pipeline(&self, status: &MirrorResyncStatus) -> Option<Effect> {
         let (brief, image) = self.means(status)?;
         self.begun(Step::Pipeline).then_some(Effect::EnsurePipeline { brief, image })
     }
 
-    /// In every phase: the pipeline must exist, and once it has begun the old one must not.
+    /// In every phase: the pipeline must exist, and once it has begun, or with a live handover once it has swapped, the old one must not.
     fn keep_pipelines(&self, status: &mut MirrorResyncStatus) -> Vec<Effect> {
         let mut effects: Vec<Effect> = self.ensure_pipeline(status).into_iter().collect();
-        let passed = self.seen.report.as_ref().is_some_and(|r| r.stage >= Stage::Preparing);
+        let passed = match self.is_live(status) {
+            true => status.swap.is_some(),
+            false => self.seen.report.as_ref().is_some_and(|r| r.stage >= Stage::Preparing),
+        };
         let old = self.means(status).map_or(0, |(brief, _)| brief.previous_epoch);
         if passed && !status.old_pipeline_dropped {
             status.old_pipeline_dropped = true;
@@ -253,6 +270,33 @@ impl Pass<'_> {
             return Plan { effects, status, next_look: Some(SOON) };
         }
         self.finished(&mut status, "Loaded", "Every table is loaded, with its key and indexes.");
+        if self.is_live(&status) {
+            status.phase = Phase::CatchUp;
+            self.says(&mut status, "CatchUp", CATCHING_UP);
+            effects.push(Effect::Say(Notice::normal("CatchingUp", format!("Loaded. {CATCHING_UP}"))));
+            return Plan { effects, status, next_look: Some(SOON) };
+        }
+        self.approve(status, effects)
+    }
+
+    /// The old stream is ended only when the new tables are nearly as fresh, so that the live ones do not stand still for long.
+    fn catch_up(&self, mut status: MirrorResyncStatus) -> Plan {
+        if let Some((_, failure)) = self.permanent() {
+            return self.fail(status, &failure, true);
+        }
+        let mut effects = self.keep_pipelines(&mut status);
+        status::progress(&mut status, self.seen.report.as_ref(), self.now);
+        self.note_verified(&mut status);
+        if !self.seen.report.as_ref().is_some_and(is_fresh) {
+            self.tell(&mut status, &mut effects, "CatchUp", CATCHING_UP);
+            return Plan { effects, status, next_look: Some(SOON) };
+        }
+        self.finished(&mut status, "CaughtUp", "The new tables are nearly as fresh as the live ones.");
+        self.approve(status, effects)
+    }
+
+    /// Begins the swap, unless somebody wants it to wait.
+    fn approve(&self, mut status: MirrorResyncStatus, mut effects: Vec<Effect>) -> Plan {
         let waits_for_approval = self.resync.spec.swap.approval == Approval::Manual && !self.resync.spec.swap.approved;
         if self.resync.spec.suspend || waits_for_approval {
             let (reason, words) = if self.resync.spec.suspend {
@@ -339,6 +383,16 @@ impl Pass<'_> {
         let stream = self.seen.report.as_ref().and_then(|r| r.stream.as_ref());
         stream.and_then(|s| s.slot_lost.as_ref()).map(lost).or_else(|| self.permanent().map(|(_, failure)| failure))
     }
+}
+
+/// Whether the stream into the new tables is so near its end that the live ones may stand still for the rest.
+fn is_fresh(report: &Report) -> bool {
+    let near = report.stream.as_ref().is_some_and(|s| {
+        s.connected
+            && s.lag_bytes.is_some_and(|bytes| bytes <= FRESH_BYTES)
+            && s.lag_seconds.is_some_and(|seconds| seconds <= FRESH_SECONDS)
+    });
+    report.stage == Stage::CatchingUp && near
 }
 
 /// Why a Job failed so that another would fail too: its own words if it left any, else Kubernetes'.

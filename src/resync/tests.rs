@@ -5,6 +5,7 @@ use serde_json::json;
 
 mod dry;
 mod ends;
+mod live;
 mod verify;
 
 use super::*;
@@ -33,7 +34,7 @@ fn resync(spec: serde_json::Value) -> MirrorResync {
     resync
 }
 
-fn brief() -> Box<Brief> {
+fn brief(resync: &MirrorResync) -> Box<Brief> {
     let peer = |name: &str| {
         let spec = json!({ "roles": ["Source", "Destination"], "postgres": { "host": name, "database": "d", "user": "u" } });
         Peer::new(name, serde_json::from_value(spec).unwrap())
@@ -41,7 +42,7 @@ fn brief() -> Box<Brief> {
     let spec = json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.t" }] });
     let mut mirror = Mirror::new("shop", serde_json::from_value(spec).unwrap());
     mirror.status = Some(crate::api::MirrorStatus { live_epoch: 1, ..Default::default() });
-    Box::new(crate::mirror::brief(&mirror, Some(&resync(json!({}))), 2, Some(&peer("a")), Some(&peer("b"))).unwrap())
+    Box::new(crate::mirror::brief(&mirror, Some(resync), 2, Some(&peer("a")), Some(&peer("b"))).unwrap())
 }
 
 /// A world that does what is asked of it, one effect at a time.
@@ -60,8 +61,9 @@ impl World {
         let active = ActiveResync { name: "again".into(), uid: UID.into(), epoch: 2 };
         let mirror =
             MirrorFacts { uid: "m".into(), active: Some(active), live_epoch: 1, max_parallel_workers: 2, ..MirrorFacts::default() };
-        let seen = Observed { mirror: Some(mirror), brief: Some(Ok(brief())), image: "i:1".into(), ..Observed::default() };
-        Self { resync: resync(spec), seen, done: vec![], gone: false, swapped: None }
+        let resync = resync(spec);
+        let seen = Observed { mirror: Some(mirror), brief: Some(Ok(brief(&resync))), image: "i:1".into(), ..Observed::default() };
+        Self { resync, seen, done: vec![], gone: false, swapped: None }
     }
 
     fn plan(&self) -> Plan {
@@ -88,6 +90,12 @@ impl World {
                 let swap = self.swapped.clone();
                 let report = self.report(Stage::Streaming);
                 (report.swap, report.stream) = (swap, Some(Stream { connected: true, ..Stream::default() }));
+            }
+            Effect::EnsurePipeline { brief, .. }
+                if brief.is_live() && self.seen.report.as_ref().is_some_and(|r| r.stage >= Stage::Loaded) =>
+            {
+                let stream = Stream { connected: true, lag_bytes: Some(1), lag_seconds: Some(0), ..Stream::default() };
+                self.report(Stage::CatchingUp).stream.get_or_insert(stream);
             }
             Effect::EnsurePipeline { .. } => {
                 self.seen.pods = vec!["shop-e2-0".into()];
@@ -178,8 +186,12 @@ fn a_resync_goes_from_pending_to_running() {
 
 #[test]
 fn a_crash_after_any_effect_ends_the_same() {
+    survives_every_crash(&json!({}));
+}
+
+fn survives_every_crash(spec: &serde_json::Value) {
     for crash in 0..60 {
-        let mut world = World::new(json!({}));
+        let mut world = World::new(spec.clone());
         let mut left = crash;
         for _ in 0..60 {
             let plan = world.plan();
@@ -381,7 +393,7 @@ fn whatever_decides_or_builds_can_reach_neither_a_client_nor_a_clock() {
 #[test]
 fn where_no_changes_follow_a_resync_ends_once_its_pod_is_done() {
     let mut world = World::new(json!({}));
-    let mut brief = brief();
+    let mut brief = brief(&resync(json!({})));
     brief.mode = crate::api::mirror::Mode::SnapshotOnly;
     world.seen.brief = Some(Ok(brief));
     for _ in 0..50 {

@@ -28,13 +28,15 @@ pub struct Worker<'a> {
     partition: u32,
     reading: Reading<'a>,
     patience: Patience,
+    /// Whether changes are applied to the old tables meanwhile: then it is too early to say what of them is to be carried.
+    live: bool,
 }
 
 impl<'a> Worker<'a> {
     /// A worker that has done nothing yet.
     pub fn new(brief: &'a Brief, destination: &'a dyn Destination, partition: u32) -> Result<Self, Failure> {
         let reading = Reading::new(brief, destination, partition)?;
-        Ok(Self { destination, partition, reading, patience: Patience::new(LIMIT) })
+        Ok(Self { live: brief.is_live(), destination, partition, reading, patience: Patience::new(LIMIT) })
     }
 
     /// Works until its partition is loaded and what can be sealed and carried is, whatever passes by itself meanwhile.
@@ -67,8 +69,10 @@ impl<'a> Worker<'a> {
     async fn finish(&mut self) -> Result<(), Trouble> {
         self.destination.seal().await?;
         self.patience.renew();
-        self.destination.carry_ahead().await?;
-        self.patience.renew();
+        if !self.live {
+            self.destination.carry_ahead().await?;
+            self.patience.renew();
+        }
         Ok(())
     }
 

@@ -104,7 +104,7 @@ pub fn server_problems(at: &Connection, server: &Server, freed: impl Fn(&str) ->
 /// Everything at the source that would stop this epoch, besides what the catalog tells of each table.
 pub async fn check(client: &Client, brief: &Brief, tables: &[TableSchema]) -> Result<Vec<Failure>, Error> {
     let server = server(client).await?;
-    let ours = |slot: &str| name::epoch_of_slot(&brief.mirror, &brief.mirror_uid, slot).is_some();
+    let ours = |slot: &str| name::epoch_of_slot(&brief.mirror, &brief.mirror_uid, slot).is_some_and(|epoch| brief.replaces(epoch));
     let mut problems = server_problems(&brief.source, &server, ours);
     match &brief.publication {
         _ if brief.mode == Mode::SnapshotOnly => {}

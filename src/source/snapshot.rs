@@ -201,6 +201,7 @@ mod tests {
             snapshot: mirror::Snapshot::default(),
             replication: mirror::Replication::default(),
             pods: Default::default(),
+            handover: Default::default(),
             sequences: Default::default(),
             mode: Default::default(),
             load: true,

@@ -105,6 +105,7 @@ pub fn brief(uid: &str, epoch: u32, source: Connection, destination: Destination
         snapshot: mirror::Snapshot::default(),
         replication: mirror::Replication::default(),
         pods: Default::default(),
+        handover: Default::default(),
         sequences: Default::default(),
         mode: Default::default(),
         load: true,

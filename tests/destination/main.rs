@@ -12,6 +12,7 @@ mod carry;
 mod clickhouse;
 mod contract;
 mod fixture;
+mod handover;
 mod hanging;
 mod on_bigquery;
 mod on_clickhouse;

@@ -15,6 +15,7 @@ mod dry;
 mod endings;
 mod failures;
 mod gate;
+mod handover;
 mod life;
 mod pods;
 mod rules;

@@ -74,6 +74,7 @@ impl Fixture {
             snapshot: mirror::Snapshot::default(),
             replication: mirror::Replication::default(),
             pods: Default::default(),
+            handover: Default::default(),
             sequences: Default::default(),
             mode: Default::default(),
             load: true,

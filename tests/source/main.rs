@@ -11,6 +11,7 @@ mod boundary;
 mod catalog;
 mod fixture;
 mod guard;
+mod handover;
 mod holders;
 mod keys;
 mod load;

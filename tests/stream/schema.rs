@@ -209,12 +209,13 @@ async fn a_default_that_was_set_later_gives_older_rows_nothing() {
 async fn a_ledger_of_an_older_layout_is_upgraded_by_whoever_comes_first() {
     let world = World::new("older_ledger", &["a"], TWO).await;
     let first = "DROP TABLE _mirror_operator.layout; ALTER TABLE _mirror_operator.mirror DROP given_up;
+                 ALTER TABLE _mirror_operator.epoch DROP handed_over_at, DROP caught_up_at;
                  ALTER TABLE _mirror_operator.table DROP drift, DROP source_rows, DROP source_sum, DROP verified_rows";
     world.destination.batch_execute(first).await.unwrap();
     let (one, two) = (world.process(), world.process());
     let (one, two) = tokio::join!(one.tables(), two.tables());
     assert_eq!((one.unwrap().len(), two.unwrap().len()), (1, 1));
-    assert_eq!(world.at_destination("SELECT string_agg(version::text, ',') FROM _mirror_operator.layout").await, "4");
+    assert_eq!(world.at_destination("SELECT string_agg(version::text, ',') FROM _mirror_operator.layout").await, "5");
     let running = world.run();
     world.sql("INSERT INTO public.a VALUES (1)").await;
     world.settle(&running).await;

@@ -38,6 +38,9 @@ impl Facts {
         let snapshot = self.versioned::<Snapshot>(0)?;
         let start_lsn = snapshot.as_ref().map(|(_, s)| s.start_lsn).unwrap_or_default();
         Ok(Some(EpochState {
+            may_return: false,
+            handed_over: false,
+            caught_up: false,
             generation: snapshot.as_ref().map_or(0, |(version, _)| *version as u32),
             snapshot_lsn: snapshot.map(|(_, s)| s.lsn).unwrap_or_default(),
             start_lsn,

@@ -39,7 +39,9 @@ pub async fn open(brief: &Brief, to: &Connection, owner: &Owner) -> Result<Box<d
     let client = postgres::connect(to, &role).await.map_err(|e| Error::Transient(e.to_string()))?;
     client.batch_execute(SETTINGS).await.map_err(|e| meaning(&e, "opening the change stream's session"))?;
     let mirror = format!("mirror = {}::uuid AND epoch = {}", literal(&brief.mirror_uid), brief.epoch);
-    let (token, position) = owner.take_over(&client, &mirror, &role).await?;
+    let may = if brief.is_live() { "(swapped_at IS NOT NULL OR caught_up_at IS NULL)" } else { "swapped_at IS NOT NULL" };
+    let (token, position) = owner.take_over(&client, &mirror, may, &role).await?;
+    let shadows = shadows(&client, brief).await?;
     Ok(Box::new(PostgresApplier {
         client,
         brief: brief.clone(),
@@ -47,6 +49,7 @@ pub async fn open(brief: &Brief, to: &Connection, owner: &Owner) -> Result<Box<d
         token,
         position,
         open: false,
+        shadows,
         stages: HashMap::new(),
         counts: HashMap::new(),
     }))
@@ -61,8 +64,18 @@ struct PostgresApplier {
     position: Lsn,
     /// Whether a transaction is open.
     open: bool,
+    /// The tables' names while they do not bear the live ones. They do not change while this applier may commit.
+    shadows: HashMap<u32, String>,
     stages: HashMap<u32, Stage>,
     counts: HashMap<u32, Counts>,
+}
+
+/// The names of the shadows, if the epoch is not swapped.
+async fn shadows(client: &Client, brief: &Brief) -> Result<HashMap<u32, String>, Error> {
+    let sql = "SELECT t.number, t.shadow_name FROM _mirror_operator.table t JOIN _mirror_operator.epoch e USING (mirror, epoch)
+               WHERE mirror = $1::text::uuid AND epoch = $2 AND e.swapped_at IS NULL";
+    let rows = client.query(sql, &[&brief.mirror_uid, &(brief.epoch as i32)]).await.map_err(|e| meaning(&e, "reading the ledger"))?;
+    Ok(rows.iter().map(|row| (row.get::<_, i32>(0) as u32, row.get(1))).collect())
 }
 
 /// A table's stage in this session.
@@ -101,7 +114,7 @@ impl Applier for PostgresApplier {
         let Some(column) = table.columns.get(column) else {
             return Err(permanent("ColumnMissing", format!("{doing}: its schema does not have it")));
         };
-        let live = qualified(&table.destination.schema, &table.destination.name);
+        let live = self.target(table);
         let (name, kind) = (ident(&column.destination), &column.destination_type);
         let exists = "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = $1::text::regclass AND attname = $2 AND NOT attisdropped)";
         let exists = self.client.query_one(exists, &[&live, &column.destination]).await.map_err(|e| meaning(&e, &doing))?;
@@ -124,7 +137,7 @@ impl Applier for PostgresApplier {
         let Some(column) = table.columns.get(column) else {
             return Err(permanent("ColumnMissing", format!("{doing}: its schema does not have it")));
         };
-        let live = qualified(&table.destination.schema, &table.destination.name);
+        let live = self.target(table);
         // People may have dropped it already; readers are not kept out for nothing.
         let sql = "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = $1::text::regclass AND attname = $2 AND attnotnull)";
         let strict = self.client.query_one(sql, &[&live, &column.destination]).await.map_err(|e| meaning(&e, &doing))?;
@@ -159,7 +172,7 @@ impl Applier for PostgresApplier {
         }
         sql += &format!(
             "UPDATE _mirror_operator.epoch SET applied_lsn = '{position}', applied_at = clock_timestamp() WHERE {} AND applier = {} \
-             AND coalesce(applied_lsn, start_lsn) = '{}' AND (SELECT m.epoch FROM _mirror_operator.mirror m WHERE m.mirror = {}::uuid) = {}",
+             AND coalesce(applied_lsn, start_lsn) = '{}' AND (SELECT m.epoch FROM _mirror_operator.mirror m WHERE m.mirror = {}::uuid) <= {}",
             self.mirror,
             literal(&self.token),
             self.position,
@@ -184,7 +197,7 @@ impl PostgresApplier {
     async fn begin(&mut self) -> Result<(), Error> {
         let start = if self.open { "" } else { "BEGIN; " };
         let sql = format!(
-            "{start}SELECT epoch FROM _mirror_operator.mirror WHERE mirror = {}::uuid AND epoch = {}",
+            "{start}SELECT epoch FROM _mirror_operator.mirror WHERE mirror = {}::uuid AND epoch <= {}",
             literal(&self.brief.mirror_uid),
             self.brief.epoch
         );
@@ -257,9 +270,15 @@ impl PostgresApplier {
         Ok(())
     }
 
+    /// The table that changes are applied to, quoted.
+    fn target(&self, table: &TableSchema) -> String {
+        let live = &table.destination;
+        qualified(&live.schema, self.shadows.get(&table.number).unwrap_or(&live.name))
+    }
+
     fn names(&self, table: &TableSchema, stage: &str) -> Names {
         let flag = if self.brief.soft_delete.enabled { self.brief.soft_delete.column.as_str() } else { "" };
-        Names::new(table, stage, flag, &self.brief.synced_at_column)
+        Names::new(self.target(table), table, stage, flag, &self.brief.synced_at_column)
     }
 }
 

@@ -8,7 +8,7 @@ use tokio_postgres::{Client, GenericClient, Transaction, types::PgLsn};
 use super::{
     Postgres,
     error::{At, lock_not_granted, meaning, permanent, sqlstate},
-    session::{commit, pass},
+    session::{Session, commit, fence_alone, pass},
 };
 use crate::{
     brief::Brief,
@@ -27,12 +27,12 @@ const LOCK: &str = "hashtextextended('mirror-operator ledger', 0)";
 const TABLES: &str = include_str!("ledger.sql");
 
 /// The version of their layout, as the file itself records it.
-const LAYOUT: i32 = 4;
+const LAYOUT: i32 = 5;
 
 /// How long an upgrade of the layout waits for a lock: whoever uses the ledger waits behind it, be it another mirror, and it is tried again.
 const UPGRADE_PATIENCE: &str = "SET LOCAL lock_timeout = '200ms'";
 
-/// How long `begin` waits for writers of earlier epochs before it ends their sessions.
+/// How long the fence waits for writers of earlier epochs before it ends their sessions.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A table of the epoch with everything that the steps after the load need.
@@ -116,24 +116,49 @@ pub(super) async fn begin(at: &Postgres) -> Result<(), Error> {
         create(&tx, &at.brief, &at.to.database, &at.to.user).await?;
         commit(tx, "creating the ledger").await?;
     }
+    pass_alone(session, &at.brief, Passage::Begin).await
+}
+
+/// See [`Destination::hand_over`](crate::destination::Destination::hand_over).
+pub(super) async fn hand_over(at: &Postgres) -> Result<(), Error> {
+    pass_alone(at.session().await?, &at.brief, Passage::HandOver).await
+}
+
+/// What is recorded behind the fence, where no earlier epoch's writer is.
+#[derive(Clone, Copy)]
+enum Passage {
+    Begin,
+    HandOver,
+}
+
+/// Records it, and ends the sessions of writers that do not come out from behind the fence.
+async fn pass_alone(mut session: Session<'_>, brief: &Brief, passage: Passage) -> Result<(), Error> {
+    let doing = match passage {
+        Passage::Begin => "beginning the epoch",
+        Passage::HandOver => "handing over",
+    };
     let mut ended = false;
     loop {
-        let tx = session.begin("beginning the epoch").await?;
-        let wait = format!("SET LOCAL lock_timeout = {}", PATIENCE.as_millis());
-        tx.batch_execute(&wait).await.at("beginning the epoch")?;
-        match record(&tx, &at.brief).await {
+        let tx = session.begin(doing).await?;
+        tx.batch_execute(&format!("SET LOCAL lock_timeout = {}", PATIENCE.as_millis())).await.at(doing)?;
+        let recorded = match passage {
+            Passage::Begin => record(&tx, brief).await,
+            Passage::HandOver => record_handover(&tx, brief).await,
+        };
+        match recorded {
             Ok(Record::Superseded(newest)) => return Err(Error::Superseded(newest)),
-            Ok(Record::GivenUp) => return Err(given_up(&at.brief)),
-            Ok(Record::Begun) => {
-                commit(tx, "beginning the epoch").await?;
+            Ok(Record::GivenUp) => return Err(given_up(brief)),
+            Ok(Record::Gone) => return Err(gone(brief)),
+            Ok(Record::Done) => {
+                commit(tx, doing).await?;
                 session.keep();
                 return Ok(());
             }
             Err(error) if lock_not_granted(&error) && !ended => ended = true,
-            Err(error) => return Err(meaning(&error, "beginning the epoch")),
+            Err(error) => return Err(meaning(&error, doing)),
         }
-        tx.rollback().await.at("beginning the epoch")?;
-        end_older_sessions(session.client(), &at.brief).await?;
+        tx.rollback().await.at(doing)?;
+        end_older_sessions(session.client(), brief).await?;
     }
 }
 
@@ -165,12 +190,13 @@ pub(super) fn ledger_cure(database: &str, user: &str) -> String {
     format!("GRANT CREATE ON DATABASE {database} TO {user}; or CREATE SCHEMA _mirror_operator AUTHORIZATION {user};")
 }
 
-/// What became of an epoch that was to begin.
+/// What became of an epoch that was to begin, or to take over.
 enum Record {
-    Begun,
+    Done,
     /// A newer one has.
     Superseded(u32),
     GivenUp,
+    Gone,
 }
 
 /// Records the epoch, if it may begin.
@@ -188,11 +214,46 @@ async fn record(tx: &Transaction<'_>, brief: &Brief) -> Result<Record, tokio_pos
         }
     }
     let sql = "INSERT INTO _mirror_operator.mirror AS m (mirror, name, epoch) VALUES ($1::text::uuid, $2, $3)
-               ON CONFLICT (mirror) DO UPDATE SET epoch = excluded.epoch, name = excluded.name";
-    tx.execute(sql, &[&brief.mirror_uid, &format!("{}/{}", brief.namespace, brief.mirror), &epoch]).await?;
+               ON CONFLICT (mirror) DO UPDATE SET epoch = CASE WHEN $4 THEN m.epoch ELSE excluded.epoch END, name = excluded.name";
+    tx.execute(sql, &[&brief.mirror_uid, &format!("{}/{}", brief.namespace, brief.mirror), &epoch, &brief.is_live()]).await?;
     let sql = "INSERT INTO _mirror_operator.epoch (mirror, epoch, resync, slot) VALUES ($1::text::uuid, $2, $3::text::uuid, $4) ON CONFLICT DO NOTHING";
     tx.execute(sql, &[&brief.mirror_uid, &epoch, &brief.resync_uid, &brief.slot()]).await?;
-    Ok(Record::Begun)
+    Ok(Record::Done)
+}
+
+/// Records that the epochs before this one are fenced from now on. One that was given up meanwhile takes nothing over.
+async fn record_handover(tx: &Transaction<'_>, brief: &Brief) -> Result<Record, tokio_postgres::Error> {
+    pass(tx, brief, "pg_advisory_xact_lock").await?;
+    let epoch = brief.epoch as i32;
+    let sql = "SELECT m.epoch FROM _mirror_operator.mirror m JOIN _mirror_operator.epoch e USING (mirror) WHERE m.mirror = $1::text::uuid AND e.epoch = $2";
+    match tx.query_opt(sql, &[&brief.mirror_uid, &epoch]).await?.map(|row| row.get::<_, i32>(0)) {
+        None => return Ok(Record::Gone),
+        Some(newest) if newest > epoch => return Ok(Record::Superseded(newest as u32)),
+        Some(_) => {}
+    }
+    tx.execute("UPDATE _mirror_operator.mirror SET epoch = $2 WHERE mirror = $1::text::uuid", &[&brief.mirror_uid, &epoch]).await?;
+    let sql =
+        "UPDATE _mirror_operator.epoch SET handed_over_at = coalesce(handed_over_at, now()) WHERE mirror = $1::text::uuid AND epoch = $2";
+    tx.execute(sql, &[&brief.mirror_uid, &epoch]).await?;
+    Ok(Record::Done)
+}
+
+/// See [`Destination::catch_up`](crate::destination::Destination::catch_up). Of the applier only the process is left, so that none that is open can
+/// commit, while the same process can open the next one.
+pub(super) async fn catch_up(at: &Postgres, reached: Lsn) -> Result<bool, Error> {
+    let doing = "ending the catch-up";
+    let mut session = at.session().await?;
+    let tx = session.begin(doing).await?;
+    fence_alone(&tx, &at.brief).await?;
+    let sql = "UPDATE _mirror_operator.epoch e SET caught_up_at = coalesce(caught_up_at, now()), applier = split_part(applier, '/', 1)
+                 FROM _mirror_operator.mirror m
+                WHERE e.mirror = $1::text::uuid AND e.epoch = $2 AND m.mirror = e.mirror AND e.handed_over_at IS NOT NULL AND e.swapped_at IS NULL
+                  AND greatest(e.applied_lsn, $3) >= coalesce((SELECT before.applied_lsn FROM _mirror_operator.epoch before
+                                                                WHERE before.mirror = e.mirror AND before.epoch = m.live_epoch), '0/0')";
+    let ended = tx.execute(sql, &[&at.brief.mirror_uid, &(at.brief.epoch as i32), &PgLsn::from(reached.0)]).await.at(doing)? > 0;
+    commit(tx, doing).await?;
+    session.keep();
+    Ok(ended)
 }
 
 /// Records that an epoch which has not begun never will. The newest epoch stays what it is: the live one goes on.
@@ -222,8 +283,11 @@ pub(super) async fn state(at: &Postgres) -> Result<Option<EpochState>, Error> {
         return Ok(None);
     }
     let sql = "SELECT e.generation, e.snapshot_lsn, e.start_lsn, e.applied_lsn, e.swapped_at IS NOT NULL, m.epoch,
+                      EXISTS (SELECT FROM _mirror_operator.epoch newer WHERE newer.mirror = m.mirror AND newer.epoch = m.epoch AND m.epoch > e.epoch
+                                 AND m.live_epoch = e.epoch AND newer.handed_over_at IS NOT NULL) AS may_return,
+                      e.handed_over_at IS NOT NULL AS handed_over, e.caught_up_at IS NOT NULL AS caught_up,
                       e.generation > 0 AND NOT EXISTS (SELECT FROM _mirror_operator.table t
-                                                       WHERE t.mirror = e.mirror AND t.epoch = e.epoch AND t.sealed_at IS NULL)
+                                                       WHERE t.mirror = e.mirror AND t.epoch = e.epoch AND t.sealed_at IS NULL) AS loaded
                FROM _mirror_operator.epoch e JOIN _mirror_operator.mirror m USING (mirror)
                WHERE e.mirror = $1::text::uuid AND e.epoch = $2";
     let row = session.client().query_opt(sql, &[&at.brief.mirror_uid, &(at.brief.epoch as i32)]).await.at("reading the ledger")?;
@@ -235,7 +299,10 @@ pub(super) async fn state(at: &Postgres) -> Result<Option<EpochState>, Error> {
         applied_lsn: lsn(r.get(3)),
         swapped: r.get(4),
         newest_epoch: r.get::<_, i32>(5) as u32,
-        loaded: r.get(6),
+        loaded: r.get("loaded"),
+        may_return: r.get("may_return"),
+        handed_over: r.get("handed_over"),
+        caught_up: r.get("caught_up"),
     }))
 }
 

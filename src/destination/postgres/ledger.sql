@@ -3,7 +3,8 @@
 -- pods of an older version can go on. The schema exists already: a role that may not create
 -- schemas is refused by CREATE SCHEMA IF NOT EXISTS even where it exists.
 
--- One row a mirror. `epoch` is the newest one begun: a writer of an older epoch that finds a newer one here stops (the fence).
+-- One row a mirror. `epoch` is the fence: a writer of an older epoch that finds a newer one here stops. It is the newest epoch begun, or, where the handover
+-- is live, the one before it until that is to be swapped.
 CREATE TABLE IF NOT EXISTS _mirror_operator.mirror (
     mirror      uuid PRIMARY KEY,            -- UID of the Mirror
     name        text NOT NULL,               -- namespace/name, for people
@@ -23,6 +24,8 @@ CREATE TABLE IF NOT EXISTS _mirror_operator.epoch (
     applied_lsn   pg_lsn,                    -- the checkpoint: every transaction that ends at or before it is in the tables
     applied_at    timestamptz,
     applier       text,                      -- who may move the checkpoint: the applier opened last
+    handed_over_at timestamptz,              -- of a live handover: since then earlier epochs are fenced
+    caught_up_at  timestamptz,               -- and since then nothing is applied to the shadows any more
     partitions    int  NOT NULL DEFAULT 0,
     total_rows    bigint NOT NULL DEFAULT 0, -- estimates
     total_bytes   bigint NOT NULL DEFAULT 0,
@@ -84,7 +87,7 @@ CREATE TABLE IF NOT EXISTS _mirror_operator.chunk (
 CREATE INDEX IF NOT EXISTS chunk_partition ON _mirror_operator.chunk (mirror, epoch, partition);
 
 -- One row: the version of this layout, for whoever opens the ledger. 1, the first, did not have this table; 2 has it and the column `drift`,
--- 3 the column `given_up`, 4 the columns `source_rows`, `source_sum` and `verified_rows`.
+-- 3 the column `given_up`, 4 the columns `source_rows`, `source_sum` and `verified_rows`, 5 the columns `handed_over_at` and `caught_up_at`.
 CREATE TABLE IF NOT EXISTS _mirror_operator.layout (
     one     boolean PRIMARY KEY DEFAULT true CHECK (one),
     version int NOT NULL
@@ -93,5 +96,6 @@ ALTER TABLE _mirror_operator.table ADD COLUMN IF NOT EXISTS drift text[];
 ALTER TABLE _mirror_operator.mirror ADD COLUMN IF NOT EXISTS given_up int NOT NULL DEFAULT 0;
 ALTER TABLE _mirror_operator.table ADD COLUMN IF NOT EXISTS source_rows bigint,
     ADD COLUMN IF NOT EXISTS source_sum text, ADD COLUMN IF NOT EXISTS verified_rows bigint;
-INSERT INTO _mirror_operator.layout AS l (version) VALUES (4) ON CONFLICT (one) DO UPDATE SET version = greatest(l.version, excluded.version);
+ALTER TABLE _mirror_operator.epoch ADD COLUMN IF NOT EXISTS handed_over_at timestamptz, ADD COLUMN IF NOT EXISTS caught_up_at timestamptz;
+INSERT INTO _mirror_operator.layout AS l (version) VALUES (5) ON CONFLICT (one) DO UPDATE SET version = greatest(l.version, excluded.version);
 GRANT SELECT ON _mirror_operator.layout TO PUBLIC;

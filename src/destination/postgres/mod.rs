@@ -31,7 +31,7 @@ use tokio_postgres::Client;
 use super::{Applier, Boundary, Chunk, Destination, EpochState, Error, LedgerTable, Loaded, Plan};
 use crate::{
     brief::Brief,
-    postgres::Connection,
+    postgres::{Connection, Lsn},
     report::{Failure, Load, SwapReport, TableReport},
     source::sequence::Sequence,
     table::TableSchema,
@@ -132,6 +132,14 @@ impl Destination for Postgres {
 
     async fn follow_sequences(&self, sequences: &[Sequence]) -> Result<(), Error> {
         sequence::follow(self, sequences).await
+    }
+
+    async fn hand_over(&self) -> Result<(), Error> {
+        ledger::hand_over(self).await
+    }
+
+    async fn catch_up(&self, reached: Lsn) -> Result<bool, Error> {
+        ledger::catch_up(self, reached).await
     }
 
     async fn swap(&self) -> Result<SwapReport, Error> {

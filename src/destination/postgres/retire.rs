@@ -183,7 +183,12 @@ pub(super) async fn abandon(at: &Postgres) -> Result<(), Error> {
     let sql = "DELETE FROM _mirror_operator.epoch WHERE mirror = $1::text::uuid AND epoch = $2";
     tx.execute(sql, &[&at.brief.mirror_uid, &epoch]).await.at(doing)?;
     // A pod of this epoch that nobody could stop finds the fence closed. The next epoch has this very number.
-    let sql = "UPDATE _mirror_operator.mirror SET epoch = $2 + 1 WHERE mirror = $1::text::uuid";
+    let mut sql = "UPDATE _mirror_operator.mirror SET epoch = $2 + 1 WHERE mirror = $1::text::uuid";
+    if at.brief.is_live() {
+        // The epoch before it streams on, or again: such a pod finds nothing of its own any more.
+        ledger::give_up(&tx, &at.brief).await?;
+        sql = "UPDATE _mirror_operator.mirror SET epoch = live_epoch WHERE mirror = $1::text::uuid AND epoch = $2 AND live_epoch > 0";
+    }
     tx.execute(sql, &[&at.brief.mirror_uid, &epoch]).await.at(doing)?;
     commit(tx, doing).await?;
     session.keep();

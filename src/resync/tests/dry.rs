@@ -7,7 +7,10 @@ fn dry(more: serde_json::Value) -> (MirrorResync, Observed) {
     let mut spec = json!({ "dryRun": true });
     spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let mirror = MirrorFacts { uid: "m".into(), live_epoch: 1, max_parallel_workers: 2, ..MirrorFacts::default() };
-    (resync(spec), Observed { mirror: Some(mirror), brief: Some(Ok(brief())), image: "i:1".into(), ..Observed::default() })
+    (
+        resync(spec),
+        Observed { mirror: Some(mirror), brief: Some(Ok(brief(&resync(json!({}))))), image: "i:1".into(), ..Observed::default() },
+    )
 }
 
 /// One pass, whose status is recorded.
@@ -36,7 +39,7 @@ fn a_dry_run_makes_one_job_and_tells_what_it_found() {
         let effects = pass(&mut r, &seen);
         assert_eq!(
             effects,
-            [Effect::EnsurePlanJob { brief: brief(), image: "i:1".into() }],
+            [Effect::EnsurePlanJob { brief: brief(&resync(json!({}))), image: "i:1".into() }],
             "neither a finalizer nor anything of an epoch"
         );
     }

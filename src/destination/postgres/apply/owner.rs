@@ -33,7 +33,8 @@ impl Default for Owner {
 
 impl Owner {
     /// Makes the session's applier the one that may move the checkpoint, and ends the sessions of those before it. Returns its token and the checkpoint.
-    pub(super) async fn take_over(&self, client: &Client, epoch: &str, role: &str) -> Result<(String, Lsn), Error> {
+    /// `may`: condition of the epoch's row that must hold.
+    pub(super) async fn take_over(&self, client: &Client, epoch: &str, may: &str, role: &str) -> Result<(String, Lsn), Error> {
         let doing = "opening the change stream";
         let turn = self.opened.fetch_add(1, Ordering::SeqCst);
         let token = format!("{}/{turn}", self.name);
@@ -47,7 +48,7 @@ impl Owner {
         );
         client.batch_execute(&end_others).await.map_err(|e| meaning(&e, doing))?;
         let claim = format!(
-            "UPDATE _mirror_operator.epoch SET applier = {} WHERE {epoch} AND {mine} AND swapped_at IS NOT NULL \
+            "UPDATE _mirror_operator.epoch SET applier = {} WHERE {epoch} AND {mine} AND {may} \
              RETURNING coalesce(applied_lsn, start_lsn)",
             literal(&token)
         );

@@ -2,10 +2,7 @@
 //!
 //! The stage holds a batch's changes of one table: `op` says what a row is for, `c0, c1, …` are the copied columns, `k0, k1, …` the key that a row had.
 
-use crate::{
-    postgres::{ident, qualified},
-    table::TableSchema,
-};
+use crate::{postgres::ident, table::TableSchema};
 
 /// The whole row is written, live.
 pub(super) const UPSERT: u32 = 0;
@@ -44,11 +41,11 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// `flag` and `synced_at` are the destination's own columns, unquoted and empty for none.
-    pub fn new(table: &TableSchema, stage: &str, flag: &str, synced_at: &str) -> Self {
+    /// `target` is the table, quoted. `flag` and `synced_at` are the destination's own columns, unquoted and empty for none.
+    pub fn new(target: String, table: &TableSchema, stage: &str, flag: &str, synced_at: &str) -> Self {
         let own = |name: &str| (!name.is_empty()).then(|| ident(name));
         Self {
-            table: qualified(&table.destination.schema, &table.destination.name),
+            table: target,
             stage: format!("pg_temp.{}", ident(stage)),
             columns: table.copied().map(|c| ident(&c.destination)).collect(),
             key: table.copied_key(),
