@@ -44,8 +44,14 @@ pub struct Brief {
     /// A publication of the user's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub publication: Option<String>,
+    /// A slot of the user's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_slot: Option<String>,
     /// The tables, in the order of the Mirror. A table's number is its index here.
     pub tables: Vec<Table>,
+    /// Numbers of the tables that stay as the epoch before this one has them, who has the same numbers for them. Only with a [live handover](Self::is_live).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<u32>,
     /// Deleted rows.
     pub soft_delete: SoftDelete,
     /// Column with the time of a row's last change; empty for none.
@@ -123,19 +129,29 @@ impl Brief {
         self
     }
 
-    /// The slot of this epoch.
+    /// The slot that this epoch streams: its own, unless the user has one for all epochs.
     pub fn slot(&self) -> String {
-        name::slot(&self.mirror, &self.mirror_uid, self.epoch)
+        self.own_slot.clone().unwrap_or_else(|| self.derived())
     }
 
     /// The publication that this epoch streams.
     pub fn publication(&self) -> String {
-        self.publication.clone().unwrap_or_else(|| self.slot())
+        self.publication.clone().unwrap_or_else(|| self.derived())
+    }
+
+    /// The name of whatever this epoch makes at the source.
+    fn derived(&self) -> String {
+        name::slot(&self.mirror, &self.mirror_uid, self.epoch)
     }
 
     /// Whether the epoch before this one streams on until the swap.
     pub fn is_live(&self) -> bool {
         self.handover == Handover::Live
+    }
+
+    /// Whether a table stays as it is.
+    pub fn keeps(&self, number: u32) -> bool {
+        self.kept.contains(&number)
     }
 
     /// Whether an epoch's slot, publication and sessions are of no more use from the moment that this epoch makes its own.

@@ -36,6 +36,7 @@ use super::{
     validation = Rule::new("self.destination.peer == oldSelf.destination.peer").message("destination.peer cannot be changed: make a new Mirror"),
     validation = Rule::new("self.source.peer != self.destination.peer").message("source and destination must be different Peers"),
     validation = Rule::new("self.mode != 'SnapshotOnly' || self.initialLoad").message("mode SnapshotOnly with initialLoad false would bring nothing"),
+    validation = Rule::new("self.mode != 'SnapshotOnly' || !has(self.source.slot)").message("mode SnapshotOnly streams nothing: it has no use for source.slot"),
     validation = Rule::new("!self.softDelete.enabled || self.softDelete.column != self.syncedAtColumn").message("softDelete.column and syncedAtColumn must differ")
 )]
 pub struct MirrorSpec {
@@ -94,6 +95,12 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub publication: Option<String>,
+    /// A logical replication slot of one's own with the plugin pgoutput, used as it is and never dropped, such as one that fails over to a standby
+    /// (`failover`). Without it the mirror makes one for each epoch. It keeps the source's log for as long as nothing streams, also when the Mirror is gone.
+    /// A snapshot still needs a temporary slot beside it. No handover Live: there is only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9_]+$"))]
+    pub slot: Option<String>,
 }
 
 /// Where tables are written.

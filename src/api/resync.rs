@@ -31,6 +31,8 @@ use super::{
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.mirror == oldSelf.mirror").message("mirror cannot be changed: make a new MirrorResync"),
+    validation = Rule::new("self.tables == oldSelf.tables").message("tables cannot be changed: make a new MirrorResync"),
+    validation = Rule::new("size(self.tables) == 0 || self.handover == 'Live'").message("tables needs handover: Live, for the other tables are streamed all the while"),
     validation = Rule::new("self.handover == oldSelf.handover").message("handover cannot be changed: make a new MirrorResync"),
     validation = Rule::new("self.dryRun == oldSelf.dryRun").message("dryRun cannot be changed: make a new MirrorResync"),
     validation = Rule::new("self.carry == oldSelf.carry && self.keepOld == oldSelf.keepOld").message("carry and keepOld cannot be changed: make a new MirrorResync"),
@@ -42,6 +44,11 @@ pub struct MirrorResyncSpec {
     /// Name of a Mirror in the same namespace.
     #[schemars(length(min = 1, max = 36))]
     pub mirror: String,
+    /// The tables to rebuild, as the Mirror's `tables[].source` has them; all of them if empty. The others are not touched (but what `keepOld` has kept of them goes with the swap) and get their changes all the while, so
+    /// that this needs `handover: Live`, and a mirror that streams. Tables that were added to the Mirror are loaded so too.
+    #[serde(default)]
+    #[schemars(length(max = 1000), extend("x-kubernetes-list-type" = "set"), inner(length(min = 3, max = 260)))]
+    pub tables: Vec<String>,
     /// How the change stream passes from the old tables to the new ones. DropFirst: the old pipeline and its slot are dropped first, and the live tables stand still
     /// until the swap. Live: it streams on until then, while the new one loads and catches up; PostgreSQL destinations only, and a second slot is needed meanwhile.
     #[serde(default)]
@@ -82,7 +89,7 @@ pub enum Handover {
     DropFirst,
     /// The old pipeline streams into the live tables until the swap, while the new one loads and then streams into the `_resync` tables; the live tables
     /// stand still only while both are brought to the same point and swapped. Needs a second slot for that time. Destinations of the kind PostgreSQL only. Where
-    /// nothing is streamed (the first load, a lost slot, mode SnapshotOnly) there is nothing to hand over, and it is as DropFirst.
+    /// nothing is streamed (the first load, after a resync that dropped the stream and failed, mode SnapshotOnly) there is nothing to hand over, and it is as DropFirst.
     Live,
 }
 

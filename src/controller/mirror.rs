@@ -123,7 +123,7 @@ async fn brief_of(mirror: &Mirror, deleting: bool, context: &Context) -> Result<
     }
     let peers: Api<Peer> = Api::namespaced(context.client.clone(), &namespace);
     let (source, destination) = (peers.get_opt(&mirror.spec.source.peer).await?, peers.get_opt(&mirror.spec.destination.peer).await?);
-    Ok(brief(mirror, None, epoch, source.as_ref(), destination.as_ref()).map(Box::new))
+    Ok(brief(mirror, None, epoch, source.as_ref(), destination.as_ref(), None).map(Box::new))
 }
 
 fn forget_name(mirror: &Mirror) -> String {

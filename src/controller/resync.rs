@@ -126,10 +126,16 @@ async fn fresh_brief(
     epoch: u32,
     context: &Context,
 ) -> Result<Result<Box<crate::brief::Brief>, String>, Error> {
-    let peers: Api<Peer> = Api::namespaced(context.client.clone(), &resync.namespace().unwrap_or_default());
+    let namespace = resync.namespace().unwrap_or_default();
+    let live_epoch = mirror.status.as_ref().map_or(0, |s| s.live_epoch);
+    let live = match resync.spec.tables.is_empty() || live_epoch == 0 {
+        true => None,
+        false => context.stored_brief(&namespace, &mirror.name_any(), &mirror.uid().unwrap_or_default(), live_epoch).await?,
+    };
+    let peers: Api<Peer> = Api::namespaced(context.client.clone(), &namespace);
     let source = peers.get_opt(&mirror.spec.source.peer).await?;
     let destination = peers.get_opt(&mirror.spec.destination.peer).await?;
-    Ok(mirror::brief(mirror, Some(resync), epoch, source.as_ref(), destination.as_ref()).map(Box::new))
+    Ok(mirror::brief(mirror, Some(resync), epoch, source.as_ref(), destination.as_ref(), live.as_deref()).map(Box::new))
 }
 
 /// Does one thing. Returns the object if that changed it.

@@ -114,6 +114,8 @@ pub struct EpochState {
     pub may_return: bool,
     /// Whether this epoch's own live handover has begun: what the epoch before it has applied is final.
     pub handed_over: bool,
+    /// What the live epoch has applied.
+    pub live_lsn: Lsn,
     /// Whether all of that is in the shadows, and nothing more is applied before the swap.
     pub caught_up: bool,
 }
@@ -228,7 +230,7 @@ pub trait Destination: Send + Sync {
     }
 
     /// Begins a live handover: fences the epochs before this one, as [`begin`](Self::begin) has not done. What the live one has applied is final when this
-    /// returns. [`abandon`](Self::abandon) gives the stream back to it. Only of destinations that can apply changes to shadows.
+    /// returns. Tables that are [kept](Brief::kept) must have at least what the shadows have: else it is refused, to be tried again. [`abandon`](Self::abandon) gives the stream back to it. Only of destinations that can apply changes to shadows.
     async fn hand_over(&self) -> Result<(), Error> {
         Err(no_live_handover())
     }
@@ -240,7 +242,7 @@ pub trait Destination: Send + Sync {
         Err(no_live_handover())
     }
 
-    /// Gives the shadows the live names and retires the old tables. Readers see either all old or all new tables. Needs every table carried, and where the
+    /// Gives the shadows the live names, retires the old tables, and takes over those that are [kept](Brief::kept). Readers see either all old or all new tables. Needs every table carried, and where the
     /// brief wants that, verified.
     async fn swap(&self) -> Result<SwapReport, Error>;
 

@@ -65,8 +65,20 @@ pub async fn swap_at(brief: &Brief, destination: &dyn Destination) -> Result<Swa
     Ok(report)
 }
 
+/// How far the new stream may be behind the old one when that ends, in bytes of the source's log: the live tables stand still for as long as those take.
+const NEAR: u64 = 64 << 20;
+
 /// Ends the old stream, and waits until the pipeline has brought the shadows as far and applies no more: nobody writes while rows are carried.
 async fn hand_over(brief: &Brief, destination: &dyn Destination) -> Result<(), Trouble> {
+    // Whatever keeps the sequences from following has the live tables wait from the handover on.
+    follow_sequences(brief, destination).await?;
+    loop {
+        let state = destination.state().await?.ok_or_else(|| Trouble::Waiting("the ledger no longer has this epoch".into()))?;
+        if state.handed_over || state.live_lsn.0.saturating_sub(state.applied_lsn.0) <= NEAR {
+            break;
+        }
+        tokio::time::sleep(CAUGHT_UP_POLL).await;
+    }
     destination.hand_over().await?;
     loop {
         match destination.state().await? {

@@ -2,7 +2,8 @@
 
 use crate::{
     api::{
-        Mirror, MirrorResync, MirrorSpec, Peer,
+        Mirror, MirrorResync, MirrorSpec, MirrorStatus, Peer,
+        condition::{self, Verdict},
         mirror::{Mode, Sequences, Snapshot, SoftDelete, Table},
         peer::Role,
         resync::{Carry, Handover, SnapshotOverrides, Verification},
@@ -15,6 +16,7 @@ use crate::{
 };
 
 /// The brief for `epoch`. Without a resync (nobody asked for one) the defaults of a MirrorResync are taken.
+/// `live` is the brief of the live epoch, where there is one: tables that the resync does not list stay as that has them.
 /// The error says in words what is wrong and what cures it.
 pub fn brief(
     mirror: &Mirror,
@@ -22,6 +24,7 @@ pub fn brief(
     epoch: u32,
     source: Option<&Peer>,
     destination: Option<&Peer>,
+    live: Option<&Brief>,
 ) -> Result<Brief, String> {
     validate(mirror)?;
     let spec = &mirror.spec;
@@ -31,14 +34,23 @@ pub fn brief(
         return Err(format!("Peer {:?} has no sequences; set sequences to Ignore.", spec.destination.peer));
     }
     let Wanted { tables, soft_delete, synced_at_column } = wanted(spec, &destination);
-    distinct(&tables)?;
     let namespace = mirror.metadata.namespace.clone().unwrap_or_default();
     let mirror_name = mirror.metadata.name.clone().unwrap_or_default();
     let defaults: crate::api::MirrorResyncSpec =
         serde_json::from_value(serde_json::json!({ "mirror": mirror_name })).map_err(|e| format!("defaults of a MirrorResync: {e}"))?;
     let wanted = resync.map_or(&defaults, |r| &r.spec);
     let previous_epoch = mirror.status.as_ref().map_or(0, |s| s.live_epoch);
+    let (tables, kept) = match wanted.tables.as_slice() {
+        [] => (tables, vec![]),
+        only => some(only, tables, live, spec, mirror)?,
+    };
+    distinct(&tables)?;
     let streams = previous_epoch > 0 && spec.mode == Mode::Continuous && mirror.status.as_ref().is_some_and(|s| !s.stream_dropped);
+    if streams && wanted.handover == Handover::Live && spec.source.slot.is_some() {
+        return Err(
+            "A live handover needs a slot for each of two epochs, and source.slot names one for all: set handover to DropFirst.".into()
+        );
+    }
     // A resync that loaded nothing would take every row for one that the source has lost.
     let load = spec.initial_load || previous_epoch > 0;
     if let Some(table) = tables.iter().find(|t| !load && t.is_adopted()) {
@@ -58,7 +70,9 @@ pub fn brief(
         source,
         destination,
         publication: spec.source.publication.clone(),
+        own_slot: spec.source.slot.clone(),
         tables,
+        kept,
         soft_delete,
         synced_at_column,
         mode: spec.mode,
@@ -74,6 +88,51 @@ pub fn brief(
         on_old_snapshot: wanted.swap.on_old_snapshot,
         keep_old_millis: millis(&wanted.keep_old),
     })
+}
+
+/// The tables of an epoch that rebuilds only some of them, as the Mirror has them now, and the numbers of the others, which stay as the live epoch has them.
+fn some(
+    only: &[String],
+    tables: Vec<Table>,
+    live: Option<&Brief>,
+    spec: &MirrorSpec,
+    mirror: &Mirror,
+) -> Result<(Vec<Table>, Vec<u32>), String> {
+    let all = "Apply a MirrorResync without tables, which rebuilds all of them.";
+    let lost = |s: &MirrorStatus| {
+        s.stream_dropped || condition::get(&s.conditions, "SlotHealthy").is_some_and(|c| c.status == Verdict::False.as_str())
+    };
+    let Some(live) = live.filter(|_| spec.mode == Mode::Continuous && !mirror.status.as_ref().is_some_and(lost)) else {
+        return Err(format!("Only some tables can be rebuilt while the others are streamed, and this Mirror does not stream. {all}"));
+    };
+    if !same_settings(live, spec) {
+        return Err(format!("The Mirror's settings were changed since its tables were made, which concerns all of them. {all}"));
+    }
+    let mut made = live.tables.clone();
+    let mut rebuilt = vec![];
+    for source in only {
+        let Some(table) = tables.iter().find(|table| table.source == *source) else {
+            return Err(format!("The Mirror has no table {source:?}; add it there, or correct spec.tables in a new MirrorResync."));
+        };
+        match made.iter().position(|table| table.source == *source) {
+            Some(number) => made[number] = table.clone(),
+            None => made.push(table.clone()),
+        }
+        rebuilt.extend(made.iter().position(|table| table.source == *source));
+    }
+    let kept = (0..made.len()).filter(|number| !rebuilt.contains(number)).map(|number| number as u32).collect();
+    Ok((made, kept))
+}
+
+/// Whether what concerns all tables of an epoch is as the spec has it.
+fn same_settings(brief: &Brief, spec: &MirrorSpec) -> bool {
+    let Wanted { soft_delete, synced_at_column, .. } = wanted(spec, &brief.destination);
+    brief.soft_delete == soft_delete
+        && brief.synced_at_column == synced_at_column
+        && brief.publication == spec.source.publication
+        && brief.own_slot == spec.source.slot
+        && brief.sequences == spec.sequences
+        && brief.mode == spec.mode
 }
 
 /// The load as the Mirror has it, where its resync does not say otherwise.
@@ -126,15 +185,13 @@ fn wanted(spec: &MirrorSpec, destination: &DestinationPeer) -> Wanted {
 
 /// Whether tables made from `brief` are what `spec` says.
 pub fn made_from(brief: &Brief, spec: &MirrorSpec) -> bool {
-    let Wanted { tables, soft_delete, synced_at_column } = wanted(spec, &brief.destination);
-    // How a table is read makes no other table of it.
-    let made = |tables: Vec<Table>| tables.into_iter().map(|table| Table { partition_key: None, ..table }).collect::<Vec<_>>();
-    made(brief.tables.clone()) == made(tables)
-        && brief.soft_delete == soft_delete
-        && brief.synced_at_column == synced_at_column
-        && brief.publication == spec.source.publication
-        && brief.sequences == spec.sequences
-        && brief.mode == spec.mode
+    // How a table is read makes no other table of it, nor does its place in the list.
+    let made = |tables: Vec<Table>| {
+        let mut tables: Vec<Table> = tables.into_iter().map(|table| Table { partition_key: None, ..table }).collect();
+        tables.sort_by(|a, b| a.source.cmp(&b.source));
+        tables
+    };
+    made(brief.tables.clone()) == made(wanted(spec, &brief.destination).tables) && same_settings(brief, spec)
 }
 
 /// What CEL cannot say of a Mirror: comparing all destinations would exceed its cost limit.
@@ -214,7 +271,7 @@ mod tests {
             object("Mirror", "m", json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": tables }))
         };
         let two = mirror(json!([{ "source": "public.orders" }, { "source": "public.t", "destination": "other.t" }]));
-        let made = brief(&two, None, 1, Some(&source), Some(&destination)).unwrap();
+        let made = brief(&two, None, 1, Some(&source), Some(&destination), None).unwrap();
         assert!(made_from(&made, &two.spec), "a mirror is in sync with itself");
         assert!(!made_from(&made, &mirror(json!([{ "source": "public.orders" }])).spec));
         let by_key =
@@ -225,7 +282,7 @@ mod tests {
         assert_eq!((made.soft_delete.column.as_str(), made.synced_at_column.as_str()), ("_peerdb_is_deleted", "_peerdb_synced_at"));
         assert!(matches!(&made.destination, DestinationPeer::ClickHouse(peer) if peer.at.port == 8123));
         let same = mirror(json!([{ "source": "a.orders" }, { "source": "b.orders" }]));
-        assert!(brief(&same, None, 1, Some(&source), Some(&destination)).unwrap_err().contains("same destination"));
+        assert!(brief(&same, None, 1, Some(&source), Some(&destination), None).unwrap_err().contains("same destination"));
     }
 
     #[test]
@@ -238,7 +295,7 @@ mod tests {
             "m",
             json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.orders" }] }),
         );
-        let made = brief(&mirror, None, 1, Some(&source), Some(&destination)).unwrap();
+        let made = brief(&mirror, None, 1, Some(&source), Some(&destination), None).unwrap();
         assert_eq!((made.tables[0].destination.as_deref(), made.soft_delete.column.as_str()), (Some("shop.orders"), "_PEERDB_IS_DELETED"));
         let DestinationPeer::BigQuery(peer) = &made.destination else { panic!("{:?}", made.destination) };
         assert_eq!(
@@ -255,19 +312,20 @@ mod tests {
         let peer = |name: &str, role: &str| -> Peer { object("Peer", name, json!({ "roles": [role], "postgres": at })) };
         let spec = json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.t" }] });
         let mut mirror: Mirror = object("Mirror", "m", spec);
-        let loads = |mirror: &Mirror| brief(mirror, None, 2, Some(&peer("a", "Source")), Some(&peer("b", "Destination"))).unwrap().load;
+        let loads =
+            |mirror: &Mirror| brief(mirror, None, 2, Some(&peer("a", "Source")), Some(&peer("b", "Destination")), None).unwrap().load;
         assert!(loads(&mirror));
         mirror.spec.initial_load = false;
         mirror.status = Some(crate::api::MirrorStatus { epoch: 2, ..Default::default() });
         assert!(!loads(&mirror), "also when the first try has failed");
-        let made = brief(&mirror, None, 2, Some(&peer("a", "Source")), Some(&peer("b", "Destination"))).unwrap();
+        let made = brief(&mirror, None, 2, Some(&peer("a", "Source")), Some(&peer("b", "Destination")), None).unwrap();
         assert!(!made.carry.missing && !made.carry.soft_deleted, "whatever is there is nothing that the source has lost");
         mirror.status = Some(crate::api::MirrorStatus { epoch: 2, live_epoch: 1, ..Default::default() });
         assert!(loads(&mirror));
 
         mirror.status = None;
         mirror.spec.tables[0].snowflake = Some(serde_json::from_value(json!({ "adopt": true })).unwrap());
-        let refused = brief(&mirror, None, 1, Some(&peer("a", "Source")), Some(&peer("b", "Destination"))).unwrap_err();
+        let refused = brief(&mirror, None, 1, Some(&peer("a", "Source")), Some(&peer("b", "Destination")), None).unwrap_err();
         assert!(refused.contains("set initialLoad to true"), "{refused}");
     }
 
@@ -281,10 +339,10 @@ mod tests {
             object("Mirror", "m", spec)
         };
         let (with, without) = (mirror("Sync"), mirror("Ignore"));
-        let made = brief(&with, None, 1, Some(&source), Some(&to("postgres"))).unwrap();
+        let made = brief(&with, None, 1, Some(&source), Some(&to("postgres")), None).unwrap();
         assert!(made_from(&made, &with.spec) && !made_from(&made, &without.spec));
-        assert!(brief(&with, None, 1, Some(&source), Some(&to("clickhouse"))).unwrap_err().contains("has no sequences"));
-        assert!(brief(&without, None, 1, Some(&source), Some(&to("clickhouse"))).is_ok());
+        assert!(brief(&with, None, 1, Some(&source), Some(&to("clickhouse")), None).unwrap_err().contains("has no sequences"));
+        assert!(brief(&without, None, 1, Some(&source), Some(&to("clickhouse")), None).is_ok());
     }
 
     #[test]
@@ -296,7 +354,7 @@ mod tests {
         let mut mirror: Mirror = object("Mirror", "m", spec);
         let made = |mirror: &Mirror, kind: &str, verification: &str| {
             let resync: MirrorResync = object("MirrorResync", "r", json!({ "mirror": "m", "verification": verification }));
-            brief(mirror, Some(&resync), 1, Some(&source), Some(&to(kind))).unwrap()
+            brief(mirror, Some(&resync), 1, Some(&source), Some(&to(kind)), None).unwrap()
         };
         for (kind, verification, served) in [
             ("postgres", "Checksum", true),
@@ -310,9 +368,53 @@ mod tests {
             assert_eq!(problem.is_none(), served, "{kind}, {verification}");
             assert!(problem.is_none_or(|p| p.reason == "VerificationUnsupported" && p.message.contains("RowCount")));
         }
-        assert!(!verify::is_wanted(&brief(&mirror, None, 1, Some(&source), Some(&to("postgres"))).unwrap()));
+        assert!(!verify::is_wanted(&brief(&mirror, None, 1, Some(&source), Some(&to("postgres")), None).unwrap()));
         mirror.spec.initial_load = false;
         assert!(!verify::is_wanted(&made(&mirror, "postgres", "RowCount")), "nothing is loaded");
+    }
+
+    #[test]
+    fn of_some_tables_a_resync_takes_the_spec_of_now_and_of_the_others_what_the_live_epoch_has() {
+        let at = json!({ "host": "h", "database": "d", "user": "u" });
+        let peer = |name: &str, role: &str| -> Peer { object("Peer", name, json!({ "roles": [role], "postgres": at })) };
+        let (source, destination) = (peer("a", "Source"), peer("b", "Destination"));
+        let mirror = |tables: &serde_json::Value, more: serde_json::Value| -> Mirror {
+            let mut spec = json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": tables });
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let mut mirror: Mirror = object("Mirror", "m", spec);
+            mirror.status = Some(crate::api::MirrorStatus { epoch: 2, live_epoch: 1, ..Default::default() });
+            mirror
+        };
+        let of = |mirror: &Mirror, tables: &[&str], live: Option<&Brief>| {
+            let resync: MirrorResync = object("MirrorResync", "r", json!({ "mirror": "m", "handover": "Live", "tables": tables }));
+            brief(mirror, Some(&resync), 2, Some(&source), Some(&destination), live)
+        };
+        let before = mirror(&json!([{ "source": "public.a" }, { "source": "public.b" }, { "source": "public.gone" }]), json!({}));
+        let live = brief(&before, None, 1, Some(&source), Some(&destination), None).unwrap();
+        let excluded = json!(["x"]);
+        let changed = json!([{ "source": "public.new" }, { "source": "public.b", "excludeColumns": excluded }, { "source": "public.a", "excludeColumns": excluded }]);
+        let now = mirror(&changed, json!({}));
+        let made = of(&now, &["public.b", "public.new"], Some(&live)).unwrap();
+        let names: Vec<_> = made.tables.iter().map(|t| (t.source.as_str(), t.exclude_columns.len())).collect();
+        assert_eq!(names, [("public.a", 0), ("public.b", 1), ("public.gone", 0), ("public.new", 0)]);
+        assert_eq!(made.kept, [0, 2]);
+        assert!(made.is_live() && !made_from(&made, &now.spec), "public.a is not as the spec has it now");
+        let rest = of(&now, &["public.a"], Some(&made)).unwrap();
+        assert_eq!(rest.kept, [1, 2, 3]);
+        assert!(!made_from(&rest, &now.spec), "public.gone is still there");
+        assert!(of(&now, &[], Some(&live)).unwrap().kept.is_empty());
+
+        for (words, outcome) in [
+            ("no table \"public.gone\"", of(&now, &["public.gone"], Some(&live))),
+            ("does not stream", of(&now, &["public.a"], None)),
+            ("concerns all of them", of(&mirror(&changed, json!({ "syncedAtColumn": "x" })), &["public.a"], Some(&live))),
+        ] {
+            let refused = outcome.unwrap_err();
+            assert!(refused.contains(words), "{refused}");
+        }
+        let mut dropped = now.clone();
+        dropped.status.as_mut().unwrap().stream_dropped = true;
+        assert!(of(&dropped, &["public.a"], Some(&live)).unwrap_err().contains("without tables"));
     }
 
     #[test]
@@ -329,7 +431,7 @@ mod tests {
         for (names, expected, database) in
             [("Upper", ["SHOP.ORDERS", "SHOP.Items", "OTHER.T"], "D.B"), ("AsSource", ["shop.orders", "shop.Items", "other.t"], "d.b")]
         {
-            let made = brief(&mirror, None, 1, Some(&source), Some(&at(names))).unwrap();
+            let made = brief(&mirror, None, 1, Some(&source), Some(&at(names)), None).unwrap();
             assert!(made_from(&made, &mirror.spec), "a mirror is in sync with itself");
             let tables: Vec<_> =
                 made.tables.iter().map(|t| TableName::parse(t.destination.as_deref().unwrap()).unwrap().to_string()).collect();
@@ -344,7 +446,7 @@ mod tests {
             "m",
             json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.orders" }, { "source": "public.ORDERS" }] }),
         );
-        assert!(brief(&clash, None, 1, Some(&source), Some(&at("Upper"))).unwrap_err().contains("same destination"));
-        assert!(brief(&clash, None, 1, Some(&source), Some(&at("AsSource"))).is_ok());
+        assert!(brief(&clash, None, 1, Some(&source), Some(&at("Upper")), None).unwrap_err().contains("same destination"));
+        assert!(brief(&clash, None, 1, Some(&source), Some(&at("AsSource")), None).is_ok());
     }
 }

@@ -233,15 +233,17 @@ impl Pass<'_> {
         self.mirror.spec.resync_policy.on_slot_lost == OnSlotLost::Automatic && (lost || unhealed())
     }
 
-    /// While no resync is active: the live epoch's pipeline must run, and no other. An active resync keeps its own.
+    /// While no resync is active: the live epoch's pipeline must run, and no other. An active resync keeps its own, and whether the live epoch's runs beside
+    /// it depends on its handover.
     fn keep_pipelines(&self, status: &MirrorStatus, effects: &mut Vec<Effect>) {
         let before = self.mirror.status.as_ref();
-        if status.active_resync.is_some() || before.is_some_and(|s| s.active_resync.is_some()) {
+        let beside = status.active_resync.as_ref().is_some_and(|active| self.streams_beside(status, active));
+        if !beside && (status.active_resync.is_some() || before.is_some_and(|s| s.active_resync.is_some())) {
             return;
         }
         let wanted = (status.live_epoch > 0 && !status.stream_dropped && !self.rests(status)).then_some(status.live_epoch);
         for (epoch, _) in &self.seen.pipelines {
-            if Some(*epoch) != wanted {
+            if Some(*epoch) != wanted && !beside {
                 effects.push(Effect::DeletePipeline { epoch: *epoch });
             }
         }
@@ -349,9 +351,14 @@ impl Pass<'_> {
         }
     }
 
+    /// The slot that an epoch streams.
+    fn slot_of(&self, epoch: u32) -> String {
+        let brief = self.seen.brief.as_ref().and_then(|b| b.as_ref().ok()).filter(|b| b.epoch == epoch);
+        brief.map_or_else(|| name::slot(self.name(), self.mirror.metadata.uid.as_deref().unwrap_or_default(), epoch), |b| b.slot())
+    }
+
     fn numbers(&self, status: &mut MirrorStatus) {
-        status.slot = (status.live_epoch > 0 && !status.stream_dropped)
-            .then(|| name::slot(self.name(), self.mirror.metadata.uid.as_deref().unwrap_or_default(), status.live_epoch));
+        status.slot = (status.live_epoch > 0 && !status.stream_dropped).then(|| self.slot_of(status.live_epoch));
         if self.rests(status) {
             (status.slot, status.applied_lsn, status.lag_bytes, status.lag) = (None, None, None, None);
         }

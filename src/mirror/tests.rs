@@ -29,7 +29,7 @@ fn peer(name: &str, roles: serde_json::Value) -> Peer {
 
 fn seen(mirror: &Mirror) -> Observed {
     let (a, b) = (peer("a", json!(["Source"])), peer("b", json!(["Destination"])));
-    Observed { brief: Some(brief(mirror, None, 1, Some(&a), Some(&b)).map(Box::new)), image: "i:1".into(), ..Observed::default() }
+    Observed { brief: Some(brief(mirror, None, 1, Some(&a), Some(&b), None).map(Box::new)), image: "i:1".into(), ..Observed::default() }
 }
 
 fn waiting(name: &str) -> ResyncFacts {
@@ -69,7 +69,7 @@ fn a_new_mirror_makes_its_first_load_and_then_chooses_it() {
 fn an_unknown_peer_is_named_and_nothing_is_made() {
     let m = mirror();
     let source = peer("a", json!(["Source"]));
-    let facts = Observed { brief: Some(brief(&m, None, 1, Some(&source), None).map(Box::new)), ..Observed::default() };
+    let facts = Observed { brief: Some(brief(&m, None, 1, Some(&source), None, None).map(Box::new)), ..Observed::default() };
     let refused = plan(&m, &facts, now());
     assert_eq!(said(&refused, "Ready"), ("False".into(), "InvalidSpec".into()));
     assert!(refused.effects.iter().all(|e| matches!(e, Effect::Say(n) if n.message.contains("\"b\""))));
@@ -304,6 +304,33 @@ fn sequences_are_not_called_in_sync_while_nothing_follows() {
         ("no stream", &m, Observed { report: facts.report.clone().map(|r| Report { stream: Some(broken), ..r }), ..none }),
     ] {
         assert_eq!(verdict(m, &facts), unknown, "{what}");
+    }
+}
+
+#[test]
+fn a_resync_with_a_live_handover_leaves_the_mirror_streaming_until_its_swap() {
+    let (mut m, mut facts) = live();
+    let status = m.status.as_mut().unwrap();
+    status.epoch = 2;
+    status.active_resync = Some(crate::api::mirror::ActiveResync { name: "r".into(), uid: "r".into(), epoch: 2 });
+    facts.pipelines = vec![(1, 1), (2, 1)];
+    facts.resyncs = vec![ResyncFacts { phase: Phase::CatchUp, epoch: Some(2), live: true, ..waiting("r") }];
+    let kept = |plan: &Plan| {
+        let ensured =
+            plan.effects.iter().find_map(|e| if let Effect::EnsurePipeline { replicas, .. } = e { Some(*replicas) } else { None });
+        (ensured, plan.effects.iter().any(|e| matches!(e, Effect::DeletePipeline { .. })))
+    };
+    let beside = plan(&m, &facts, now());
+    assert_eq!(kept(&beside), (Some(1), false));
+    assert_eq!((said(&beside, "Ready").0.as_str(), beside.status.phase), ("True", MirrorPhase::Running));
+    m.spec.suspend = true;
+    assert_eq!(kept(&plan(&m, &facts, now())), (Some(0), false), "what is suspended stays so");
+    m.spec.suspend = false;
+    for swapped in [ResyncFacts { swapped: true, ..facts.resyncs[0].clone() }, ResyncFacts { live: false, ..facts.resyncs[0].clone() }] {
+        let facts = Observed { resyncs: vec![swapped], ..facts.clone() };
+        let resyncing = plan(&m, &facts, now());
+        assert_eq!(kept(&resyncing), (None, false));
+        assert_eq!(said(&resyncing, "Ready").1, "Resyncing");
     }
 }
 

@@ -9,18 +9,24 @@ use super::Board;
 use crate::{
     brief::Brief,
     destination::{Destination, Error as DestinationError},
-    stream::{self, Ended, Health},
+    stream::{self, Ended, Health, bound::Bound},
     trouble::Trouble,
 };
 
 /// How often the tables' counts are read from the ledger.
 const COUNTS: Duration = Duration::from_secs(3);
 
-/// Streams until `shutdown`, or until a newer epoch or another pod has taken over.
-pub async fn stream(brief: &Brief, destination: &dyn Destination, board: &Board, shutdown: &CancellationToken) -> Result<(), Trouble> {
+/// Streams until `shutdown`, or until a newer epoch or another pod has taken over; not beyond `bound`.
+pub async fn stream(
+    brief: &Brief,
+    destination: &dyn Destination,
+    board: &Board,
+    bound: Bound,
+    shutdown: &CancellationToken,
+) -> Result<(), Trouble> {
     let (health, seen) = watch::channel(Health::default());
     let ended = tokio::select! {
-        ended = stream::run(brief, destination, &health, shutdown.clone()) => ended,
+        ended = stream::run(brief, destination, &health, bound, shutdown.clone()) => ended,
         never = tell(destination, board, seen) => match never {},
     };
     match ended {

@@ -27,6 +27,7 @@ use crate::{
     postgres::connect,
     report::{Failure, Stage},
     source::{Error as SourceError, slot},
+    stream::bound::Bound,
     trouble::Trouble,
     workload::PORT,
 };
@@ -77,7 +78,7 @@ pub async fn live(brief: &Brief, destination: &dyn Destination, board: &Board, s
             continue;
         };
         if let Some(newer) = trouble.superseded() {
-            if may_return(destination).await {
+            if may_return(brief, destination).await {
                 board.update(|report| report.stream = None);
                 board.waiting(format!("epoch {newer} takes the change stream over"));
                 tokio::select! {
@@ -118,9 +119,9 @@ pub async fn live(brief: &Brief, destination: &dyn Destination, board: &Board, s
     }
 }
 
-/// Whether the epoch that has fenced this one may still give the stream back, or the ledger cannot be read.
-async fn may_return(destination: &dyn Destination) -> bool {
-    destination.state().await.map_or(true, |state| state.is_some_and(|s| s.may_return))
+/// Whether the epoch that has fenced this one may still give the stream back, or has, or the ledger cannot be read.
+async fn may_return(brief: &Brief, destination: &dyn Destination) -> bool {
+    destination.state().await.map_or(true, |state| state.is_some_and(|s| s.may_return || s.newest_epoch <= brief.epoch))
 }
 
 /// Whether the ledger says that the tables are live, or cannot be read.
@@ -166,7 +167,9 @@ async fn step(
             hold.release();
             board.offer(None);
             board.stage(Stage::Loaded);
-            handover::catch_up(brief, destination, board, shutdown).await
+            let ended = handover::catch_up(brief, destination, board, shutdown).await;
+            board.update(|report| report.stream = None);
+            ended
         }
         Some(state) => {
             hold.release();
@@ -229,7 +232,7 @@ async fn stream(brief: &Brief, destination: &dyn Destination, board: &Board, shu
     board.update(|report| report.swap = swap.clone());
     board.went_on();
     tokio::select! {
-        ended = changes::stream(brief, destination, board, shutdown) => ended,
+        ended = changes::stream(brief, destination, board, Bound::none(), shutdown) => ended,
         never = retire::when_due(brief, destination, swap.as_ref()) => match never {},
         never = sequences::follow(brief, destination, board) => match never {},
         never = handover::drop_earlier(brief) => match never {},

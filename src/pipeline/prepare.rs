@@ -12,9 +12,7 @@ use crate::{
     postgres::connect,
     report::{Failure, PlanReport},
     source::{
-        Error,
-        catalog::{self, Catalog},
-        keys,
+        Error, catalog, keys,
         partition::{self, Relation, Sizes},
         preflight, sequence, slot,
         snapshot::{self, Holder},
@@ -30,11 +28,13 @@ const LONG: Duration = Duration::from_secs(2);
 /// Looks for everything that would stop this epoch. Changes nothing.
 pub async fn check(brief: &Brief, destination: &dyn Destination) -> Result<(), Trouble> {
     let client = connect::connect(&brief.source, &slot::housekeeping(brief)).await.map_err(Error::from)?;
-    let Catalog { tables, problems: of_tables } = catalog::read(&client, brief).await?;
+    let catalog = catalog::read(&client, brief).await?;
+    let tables = catalog.loaded(brief);
     // First, for whatever else is wrong may come of it.
     let mut problems = loops::check(brief, &client, &tables).await?;
-    problems.extend(preflight::check(&client, brief, &tables).await?);
-    problems.extend(of_tables);
+    problems.extend(preflight::check(&client, brief, &catalog.tables).await?);
+    problems.extend(handover::kept_problems(brief, &catalog).await?);
+    problems.extend(catalog.problems);
     problems.extend(handover::problem(brief));
     problems.extend(verify::problem(brief));
     problems.extend(destination.preflight(&tables).await?);
@@ -52,8 +52,9 @@ pub async fn rehearse(brief: &Brief) -> Result<PlanReport, Failure> {
     check(brief, &*destination).await.map_err(|trouble| trouble.failure())?;
     let plan = async {
         let client = connect::connect(&brief.source, &slot::housekeeping(brief)).await?;
-        let Catalog { tables, problems } = catalog::read(&client, brief).await?;
-        refuse(problems)?;
+        let catalog = catalog::read(&client, brief).await?;
+        let tables = catalog.loaded(brief);
+        refuse(catalog.problems)?;
         let mut relations = relations(brief, &client, &tables).await?;
         keys::measure(&client, &tables, &mut relations).await?;
         let plan = partition::plan(&relations, sizes(brief));
@@ -77,30 +78,34 @@ pub async fn prepare(brief: &Brief, destination: &dyn Destination, board: &Board
     board.waiting("dropping the slots of earlier epochs");
     slot::drop_epochs(&client, brief, |epoch| brief.replaces(epoch)).await?;
     let before = catalog::read(&client, brief).await?;
+    refuse(handover::kept_problems(brief, &before).await?)?;
     refuse(before.problems)?;
     slot::create_publication(&client, brief, &before.tables).await?;
     board.waiting("");
 
-    let exported = match brief.mode {
-        Mode::Continuous => saying_blockers(brief, board, snapshot::create_slot(brief)).await?,
-        Mode::SnapshotOnly => saying_blockers(brief, board, snapshot::export_again(brief, 1)).await?,
+    let makes_slot = brief.mode == Mode::Continuous && brief.own_slot.is_none();
+    let exported = match makes_slot {
+        true => saying_blockers(brief, board, snapshot::create_slot(brief)).await?,
+        false => saying_blockers(brief, board, snapshot::export_again(brief, 1)).await?,
     };
+    slot::refuse_gap(&client, brief, exported.lsn).await?;
     let holder = Holder::import(brief, &exported.name, exported.lsn).await?;
     let boundary = Boundary { generation: 1, lsn: exported.lsn };
-    let Catalog { tables, problems } = holder.look(catalog::read(holder.client(), brief)).await?;
-    refuse(problems)?;
+    let catalog = holder.look(catalog::read(holder.client(), brief)).await?;
+    let tables = catalog.loaded(brief);
     let oids = |tables: &[TableSchema]| tables.iter().map(|t| t.source_oid).collect::<Vec<_>>();
-    if oids(&tables) != oids(&before.tables) {
+    if oids(&catalog.tables) != oids(&before.tables) {
         // The publication was made for tables that are gone.
         return Err(Error::Passing("a table was replaced while the mirror was being prepared; beginning again".into()).into());
     }
+    refuse(catalog.problems)?;
     let mut relations = holder.look(relations(brief, holder.client(), &tables)).await?;
     keys::measure(&client, &tables, &mut relations).await?;
     let plan = partition::plan(&relations, sizes(brief));
     tracing::info!(lsn = %boundary.lsn, tables = tables.len(), chunks = plan.chunks.len(), partitions = plan.partitions, "planned");
     destination.create_shadows(boundary, &tables, &plan).await?;
-    // Without a stream to come the slot, which ends with its session, would only keep the source's log.
-    hold.keep(Some(exported).filter(|_| brief.mode == Mode::Continuous), holder, boundary.generation);
+    // Another slot ends with its session, and would only keep the source's log.
+    hold.keep(Some(exported).filter(|_| makes_slot), holder, boundary.generation);
     Ok(())
 }
 

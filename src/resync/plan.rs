@@ -11,10 +11,11 @@ use crate::{
         MirrorResync, MirrorResyncStatus,
         condition::{self, Verdict},
         mirror::Mode,
-        resync::{Approval, Phase, Step},
+        resync::{Approval, Handover, Phase, Step},
     },
     brief::Brief,
     report::{Failure, Report, Stage},
+    table::TableName,
 };
 
 /// How long after the snapshot Job's end the pipeline may take to see that everything is loaded.
@@ -109,6 +110,10 @@ impl Pass<'_> {
         };
         match &mirror.active {
             Some(active) if active.uid == uid => {
+                if let Some(Err(why)) = self.seen.brief.as_ref().filter(|_| self.resync.spec.handover == Handover::Live) {
+                    // What cures it may be another resync, which would wait behind this one.
+                    return self.fail(status, &Failure { reason: "InvalidMirror".into(), message: why.clone(), permanent: true }, false);
+                }
                 if let Some(Err(why)) = &self.seen.brief {
                     return waits(status, "InvalidMirror", why.clone());
                 }
@@ -155,6 +160,14 @@ impl Pass<'_> {
         self.means(status).is_some_and(|(brief, _)| brief.is_live())
     }
 
+    /// Takes over what the pipeline says. Tables that stay as they are are not this resync's.
+    fn progress(&self, status: &mut MirrorResyncStatus) {
+        status::progress(status, self.seen.report.as_ref(), self.now);
+        let Some((brief, _)) = self.means(status).filter(|(brief, _)| !brief.kept.is_empty()) else { return };
+        let kept: Vec<String> = brief.tables.iter().zip(0..).filter(|(_, n)| brief.keeps(*n)).map(|(t, _)| plain(&t.source)).collect();
+        status.tables.retain(|table| !kept.contains(&table.source));
+    }
+
     fn ensure_pipeline(&self, status: &MirrorResyncStatus) -> Option<Effect> {
         let (brief, image) = self.means(status)?;
         self.begun(Step::Pipeline).then_some(Effect::EnsurePipeline { brief, image })
@@ -172,10 +185,8 @@ impl Pass<'_> {
             status.old_pipeline_dropped = true;
             if old > 0 {
                 effects.push(Effect::DeletePipeline { epoch: old });
-                effects.push(Effect::Say(Notice::normal(
-                    "OldPipelineDropped",
-                    format!("The pipeline of epoch {old} and its slot were dropped."),
-                )));
+                let what = if self.is_live(status) { "is dropped, its slot follows" } else { "and its slot were dropped" };
+                effects.push(Effect::Say(Notice::normal("OldPipelineDropped", format!("The pipeline of epoch {old} {what}."))));
             }
         }
         effects
@@ -219,7 +230,7 @@ impl Pass<'_> {
             return self.fail(status, &failure, stage > Stage::Checking);
         }
         let mut effects = self.keep_pipelines(&mut status);
-        status::progress(&mut status, self.seen.report.as_ref(), self.now);
+        self.progress(&mut status);
         let stage = self.seen.report.as_ref().map(|r| r.stage).unwrap_or_default();
         if stage >= Stage::Loading && status.partitions.is_some() {
             let partitions = status.partitions.as_ref().map_or(0, |p| p.total);
@@ -245,7 +256,7 @@ impl Pass<'_> {
             return self.fail(status, &failure, true);
         }
         let mut effects = self.keep_pipelines(&mut status);
-        status::progress(&mut status, self.seen.report.as_ref(), self.now);
+        self.progress(&mut status);
         if let Some(job) = &self.seen.snapshot_job
             && let Some(partitions) = &mut status.partitions
         {
@@ -285,9 +296,12 @@ impl Pass<'_> {
             return self.fail(status, &failure, true);
         }
         let mut effects = self.keep_pipelines(&mut status);
-        status::progress(&mut status, self.seen.report.as_ref(), self.now);
+        self.progress(&mut status);
         self.note_verified(&mut status);
-        if !self.seen.report.as_ref().is_some_and(is_fresh) {
+        // Once they were, and only somebody's word is waited for, the swap's Job looks again.
+        let were =
+            condition::holds(&status.conditions, "CaughtUp") && self.seen.report.as_ref().is_some_and(|r| r.stage == Stage::CatchingUp);
+        if !were && !self.seen.report.as_ref().is_some_and(is_fresh) {
             self.tell(&mut status, &mut effects, "CatchUp", CATCHING_UP);
             return Plan { effects, status, next_look: Some(SOON) };
         }
@@ -338,7 +352,7 @@ impl Pass<'_> {
     }
 
     fn swap(&self, mut status: MirrorResyncStatus) -> Plan {
-        status::progress(&mut status, self.seen.report.as_ref(), self.now);
+        self.progress(&mut status);
         self.note_verified(&mut status);
         if status.swap.is_none() {
             let given_up = || self.seen.swap_job.as_ref().and_then(|job| job_failure(job, "SwapFailed"));
@@ -383,6 +397,11 @@ impl Pass<'_> {
         let stream = self.seen.report.as_ref().and_then(|r| r.stream.as_ref());
         stream.and_then(|s| s.slot_lost.as_ref()).map(lost).or_else(|| self.permanent().map(|(_, failure)| failure))
     }
+}
+
+/// A table's name as reports have it.
+fn plain(source: &str) -> String {
+    TableName::parse(source).map_or_else(|| source.to_string(), |name| name.to_string())
 }
 
 /// Whether the stream into the new tables is so near its end that the live ones may stand still for the rest.

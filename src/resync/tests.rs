@@ -42,7 +42,7 @@ fn brief(resync: &MirrorResync) -> Box<Brief> {
     let spec = json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.t" }] });
     let mut mirror = Mirror::new("shop", serde_json::from_value(spec).unwrap());
     mirror.status = Some(crate::api::MirrorStatus { live_epoch: 1, ..Default::default() });
-    Box::new(crate::mirror::brief(&mirror, Some(resync), 2, Some(&peer("a")), Some(&peer("b"))).unwrap())
+    Box::new(crate::mirror::brief(&mirror, Some(resync), 2, Some(&peer("a")), Some(&peer("b")), None).unwrap())
 }
 
 /// A world that does what is asked of it, one effect at a time.

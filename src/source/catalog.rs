@@ -17,44 +17,51 @@ use crate::{
     table::{TableName, TableSchema},
 };
 
-/// What the catalog says of the brief's tables.
+/// What the catalog says of the brief's tables. What is wrong with one that stays as it is is told apart.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Catalog {
     /// Those with which nothing is wrong.
     pub tables: Vec<TableSchema>,
     /// What is wrong with the others, each with its cure.
     pub problems: Vec<Failure>,
+    /// The same of those that stay as they are, by their numbers.
+    pub of_kept: HashMap<u32, Failure>,
+}
+
+impl Catalog {
+    /// Those that are to be loaded.
+    pub fn loaded(&self, brief: &Brief) -> Vec<TableSchema> {
+        self.tables.iter().filter(|table| !brief.keeps(table.number)).cloned().collect()
+    }
 }
 
 /// Reads the brief's tables as the session's snapshot sees them.
 pub async fn read(client: &Client, brief: &Brief) -> Result<Catalog, Error> {
-    let mut catalog = Catalog::default();
     let names: Vec<Option<TableName>> = brief.tables.iter().map(|t| TableName::parse(&t.source)).collect();
-    let mut facts = read_facts(client, &names).await?;
+    let facts = read_facts(client, &names).await?;
     let listed: HashMap<u32, usize> = facts.iter().map(|(index, table)| (table.oid, *index)).collect();
-    for (index, wanted) in brief.tables.iter().enumerate() {
-        let Some(name) = &names[index] else {
-            catalog.problems.push(failure("BadTableName", format!("{:?} is not of the form schema.table", wanted.source)));
-            continue;
-        };
-        let Some(table) = facts.remove(&index) else {
-            catalog.problems.push(failure("TableMissing", format!("the source has no table {name}; create it or correct the Mirror")));
-            continue;
+    let one = |index: usize, name: &TableName| {
+        let Some(table) = facts.get(&index) else {
+            return Err(vec![failure("TableMissing", format!("the source has no table {name}; create it or correct the Mirror"))]);
         };
         if listed.get(&table.oid) != Some(&index) {
-            catalog.problems.push(failure("TableListedTwice", format!("{name} is listed twice; list it once")));
-            continue;
+            return Err(vec![failure("TableListedTwice", format!("{name} is listed twice; list it once"))]);
         }
         if let Some(root) = table.ancestors.iter().find_map(|oid| listed.get(oid)) {
             let root = &brief.tables[*root].source;
-            catalog.problems.push(failure(
+            return Err(vec![failure(
                 "TableListedTwice",
                 format!("{name} is a partition of {root}, which brings its rows; list only one of them"),
-            ));
-            continue;
+            )]);
         }
-        match schema::build(brief, index as u32, wanted, name, &table) {
+        schema::build(brief, index as u32, &brief.tables[index], name, table)
+    };
+    let mut catalog = Catalog::default();
+    for (index, name) in names.iter().enumerate() {
+        let bad = || vec![failure("BadTableName", format!("{:?} is not of the form schema.table", brief.tables[index].source))];
+        match name.as_ref().ok_or_else(bad).and_then(|name| one(index, name)) {
             Ok(schema) => catalog.tables.push(schema),
+            Err(problems) if brief.keeps(index as u32) => catalog.of_kept.extend(problems.into_iter().take(1).map(|p| (index as u32, p))),
             Err(problems) => catalog.problems.extend(problems),
         }
     }

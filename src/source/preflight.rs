@@ -6,6 +6,7 @@ use super::{
     Error,
     error::failure,
     publication::{self, creation},
+    slot,
 };
 use crate::{
     api::mirror::Mode,
@@ -106,6 +107,7 @@ pub async fn check(client: &Client, brief: &Brief, tables: &[TableSchema]) -> Re
     let server = server(client).await?;
     let ours = |slot: &str| name::epoch_of_slot(&brief.mirror, &brief.mirror_uid, slot).is_some_and(|epoch| brief.replaces(epoch));
     let mut problems = server_problems(&brief.source, &server, ours);
+    problems.extend(slot::problems(client, brief).await?);
     match &brief.publication {
         _ if brief.mode == Mode::SnapshotOnly => {}
         Some(publication) => problems.extend(publication_problems(client, publication, tables).await?),

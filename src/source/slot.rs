@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
-use super::Error;
+use super::{Error, error::failure};
 use crate::{
     api::mirror::Mode,
     brief::Brief,
     name,
-    postgres::{Lsn, ident, qualified},
+    postgres::{Lsn, ident, literal, qualified},
+    report::Failure,
     table::TableSchema,
 };
 
@@ -23,7 +24,8 @@ pub async fn drop_epochs(client: &Client, brief: &Brief, which: impl Fn(u32) -> 
     let ours = |name: &str| name::epoch_of_slot(&brief.mirror, &brief.mirror_uid, name).is_some_and(&which);
     end_sessions(client, brief, &which).await?;
     for slot in names(client, "SELECT slot_name::text FROM pg_replication_slots").await? {
-        if ours(&slot) {
+        // Nor is the user's own slot.
+        if ours(&slot) && brief.own_slot.as_ref() != Some(&slot) {
             drop_slot(client, &slot).await?;
         }
     }
@@ -35,6 +37,13 @@ pub async fn drop_epochs(client: &Client, brief: &Brief, which: impl Fn(u32) -> 
         }
     }
     Ok(())
+}
+
+/// Whether pods of some epochs have sessions.
+pub async fn has_sessions(client: &Client, brief: &Brief, which: impl Fn(u32) -> bool) -> Result<bool, Error> {
+    let query = "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'mo %'";
+    let rows = client.query(query, &[]).await.map_err(Error::query("listing the mirror's sessions"))?;
+    Ok(rows.iter().any(|row| epoch_of_session(brief, row.get(0)).is_some_and(&which)))
 }
 
 /// Ends the sessions of the pods of some epochs, which they tell by their `application_name`.
@@ -118,6 +127,63 @@ pub async fn standing(client: &Client, slot: &str) -> Result<Standing, Error> {
         other => format!("slot {slot} was invalidated by the source ({other})"),
     });
     Ok(Standing { confirmed, lost })
+}
+
+/// What keeps a slot of the user's own from being streamed by this mirror, each with its cure.
+pub async fn problems(client: &Client, brief: &Brief) -> Result<Vec<Failure>, Error> {
+    let Some(slot) = &brief.own_slot else { return Ok(vec![]) };
+    let creation = format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput')", literal(slot));
+    let row = client.query_opt(OWN, &[slot]).await.map_err(Error::query(format!("looking at replication slot {slot}")))?;
+    let Some(row) = row else {
+        return Ok(vec![failure("SlotMissing", format!("the source has no replication slot {slot}, which source.slot names: {creation}"))]);
+    };
+    let anew = format!("SELECT pg_drop_replication_slot({}); {creation}", literal(slot));
+    let mut problems = vec![];
+    if let Some(why) = row.get::<_, Option<&str>>("unfit") {
+        problems.push(failure(
+            "SlotUnusable",
+            format!(
+                "replication slot {slot} {why}, and source.slot must be a lasting logical one of plugin pgoutput in this database: {anew}"
+            ),
+        ));
+    } else if let Some(cause) = standing(client, slot).await?.lost {
+        problems.push(failure("SlotLost", format!("{cause}. Make it anew: {anew}")));
+    }
+    // That of an earlier epoch ends with this one's beginning.
+    let reader: Option<(i32, &str)> = row.get::<_, Option<i32>>("active_pid").zip(row.get("reader"));
+    if let Some((pid, reader)) = reader.filter(|(_, reader)| epoch_of_session(brief, reader).is_none()) {
+        problems.push(failure(
+            "SlotInUse",
+            format!("replication slot {slot} is streamed by somebody else (pid {pid}, application {reader:?}): a slot serves one only"),
+        ));
+    }
+    Ok(problems)
+}
+
+/// A slot of two phases sends prepared transactions by messages that nobody asked for here.
+const OWN: &str = "
+SELECT CASE WHEN s.slot_type <> 'logical' THEN 'is physical'
+            WHEN s.plugin <> 'pgoutput' THEN 'has the plugin ' || s.plugin
+            WHEN s.database <> current_database() THEN 'is of database ' || s.database
+            WHEN s.temporary THEN 'is temporary'
+            WHEN s.two_phase THEN 'has two phases' END AS unfit,
+       s.active_pid, coalesce(a.application_name, '') AS reader
+  FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
+ WHERE s.slot_name = $1";
+
+/// Refuses a snapshot that a slot of the user's own would not go on from: changes between the two would be missing.
+pub async fn refuse_gap(client: &Client, brief: &Brief, snapshot: Lsn) -> Result<(), Error> {
+    let Some(slot) = &brief.own_slot else { return Ok(()) };
+    let Standing { confirmed, lost } = standing(client, slot).await?;
+    match lost {
+        Some(cause) => Err(Error::refused("SlotLost", cause)),
+        None if confirmed > snapshot => {
+            let message =
+                format!("replication slot {slot} has been moved on to {confirmed} by somebody else, beyond the snapshot at {snapshot}");
+            Err(Error::refused("SlotInUse", message))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Refuses to go on with an epoch whose slot is lost before its tables are live: what has changed since its snapshot cannot be streamed.

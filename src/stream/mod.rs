@@ -5,6 +5,7 @@
 
 pub mod advise;
 mod batch;
+pub mod bound;
 mod catalog;
 pub mod fold;
 pub mod lag;
@@ -26,6 +27,7 @@ use crate::{
     report::{self, Failure},
 };
 use advise::{Next, StreamError, advise};
+use bound::Bound;
 use lag::Oldest;
 
 /// What the change stream tells of itself, for the pipeline's report.
@@ -59,13 +61,19 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Streams until it is told to stop or must make way for others. Every error is tried again, by what [`advise`] says of it.
 ///
 /// May be dropped or killed at any moment: what was not committed at the destination is read again.
-pub async fn run(brief: &Brief, destination: &dyn Destination, health: &watch::Sender<Health>, shutdown: CancellationToken) -> Ended {
+pub async fn run(
+    brief: &Brief,
+    destination: &dyn Destination,
+    health: &watch::Sender<Health>,
+    bound: Bound,
+    shutdown: CancellationToken,
+) -> Ended {
     health.send_modify(|h| h.stream.slot = brief.slot());
     let (found, noticed) = watch::channel(Drift::new());
     tokio::select! {
         () = shutdown.cancelled() => Ended::Shutdown,
         () = monitor::watch(brief, destination, health, &found) => Ended::Shutdown,
-        ended = keep_streaming(brief, destination, health, noticed) => ended,
+        ended = keep_streaming(brief, destination, health, &bound, noticed) => ended,
     }
 }
 
@@ -73,13 +81,14 @@ async fn keep_streaming(
     brief: &Brief,
     destination: &dyn Destination,
     health: &watch::Sender<Health>,
+    bound: &Bound,
     noticed: watch::Receiver<Drift>,
 ) -> Ended {
     let mut pause = FIRST_PAUSE;
     let mut to_park = Vec::new();
     loop {
         let begun = Instant::now();
-        let Err(error) = session::stream(brief, destination, health, &mut to_park, noticed.clone()).await;
+        let Err(error) = session::stream(brief, destination, health, bound, &mut to_park, noticed.clone()).await;
         let advice = advise(error);
         // A session that lived for a while has shown that things work.
         if begun.elapsed() > LONGEST_PAUSE {

@@ -9,6 +9,7 @@ use super::{
     Drift, Health, Never, Streamed,
     advise::StreamError,
     batch::{Batch, of_table, parked},
+    bound::Bound,
     catalog::Catalog,
     fold::Change,
     lag::{self, Oldest},
@@ -46,8 +47,11 @@ struct Session<'a> {
     transaction: Option<Transaction>,
     /// Where the change that is being read was made.
     position: Lsn,
-    /// Everything before this was read.
+    /// Everything before this was read, and may be applied.
     reached: Lsn,
+    /// Everything before this was read.
+    heard: Lsn,
+    bound: Bound,
     /// The oldest transaction of which the batch has something.
     oldest: Option<Oldest>,
     checkpoint: Instant,
@@ -86,6 +90,7 @@ pub(super) async fn stream(
     brief: &Brief,
     destination: &dyn Destination,
     health: &watch::Sender<Health>,
+    bound: &Bound,
     to_park: &mut Vec<(u32, String)>,
     mut noticed: watch::Receiver<Drift>,
 ) -> Streamed<Never> {
@@ -127,6 +132,8 @@ pub(super) async fn stream(
         transaction: None,
         position: from,
         reached: from,
+        heard: from,
+        bound: bound.clone(),
         oldest: None,
         checkpoint,
     };
@@ -178,6 +185,10 @@ impl Session<'_> {
                     }
                     continue;
                 }
+                () = self.bound.moved() => {
+                    self.arrived(self.heard, false).await?;
+                    continue;
+                }
                 frames = frames.next() => frames?,
             };
             for frame in frames {
@@ -196,6 +207,7 @@ impl Session<'_> {
     async fn message(&mut self, message: Message, size: usize) -> Streamed<()> {
         match message {
             Message::Begin { final_lsn, time, .. } => {
+                self.wait_for(final_lsn).await?;
                 let (committed, applied) = (time_of(time), final_lsn < self.applier.position());
                 self.transaction = Some(Transaction { final_lsn, committed, applied });
             }
@@ -222,12 +234,25 @@ impl Session<'_> {
         if self.transaction.is_some() {
             return Ok(());
         }
-        self.reached = self.reached.max(position);
+        self.heard = self.heard.max(position);
+        self.reached = self.reached.max(position.min(self.bound.now()));
         if self.batch.is_empty() {
             if self.reached > self.applier.position() && (asked || self.checkpoint.elapsed() >= IDLE_CHECKPOINT) {
                 return self.commit().await;
             }
             self.tell();
+        }
+        Ok(())
+    }
+
+    /// Waits until the transaction that commits there may be applied. What was read before it does not wait with it.
+    async fn wait_for(&mut self, final_lsn: Lsn) -> Streamed<()> {
+        while final_lsn >= self.bound.now() {
+            if !self.batch.is_empty() {
+                self.commit().await?;
+            }
+            self.bound.moved().await;
+            self.arrived(self.heard, false).await?;
         }
         Ok(())
     }

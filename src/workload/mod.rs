@@ -34,7 +34,7 @@ mod tests {
         let spec = json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": [{ "source": "public.t" }] });
         let mirror = Mirror::new("shop", serde_json::from_value(merged(spec, mirror)).unwrap());
         let resync = MirrorResync::new("again", serde_json::from_value(merged(json!({ "mirror": "shop" }), resync)).unwrap());
-        crate::mirror::brief(&mirror, Some(&resync), 1, Some(&peer("a")), Some(&peer("b"))).unwrap()
+        crate::mirror::brief(&mirror, Some(&resync), 1, Some(&peer("a")), Some(&peer("b")), None).unwrap()
     }
 
     /// The pods of the pipeline, of the snapshot Job and of the swap Job.

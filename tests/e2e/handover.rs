@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::{
     life::{both_equal, shop},
-    world::{LIMIT, World, until},
+    world::{LIMIT, World, message, until},
 };
 
 /// Inserts a customer at the source and waits until the live table has it.
@@ -93,6 +93,44 @@ async fn a_live_handover_that_is_cancelled_was_never_noticed() {
     world.phase("again", Phase::Running).await;
     let refused = world.apply(world.resync("again", "shop", json!({ "handover": "DropFirst" }))).await.unwrap_err();
     assert!(refused.contains("handover cannot be changed"), "{refused}");
+    both_equal(&world).await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn some_tables_are_rebuilt_and_a_new_one_loaded_while_the_others_stay() {
+    let world = shop(World::new("some").await).await;
+    world
+        .source
+        .batch_execute("CREATE TABLE items (id int PRIMARY KEY, n int); INSERT INTO items SELECT g, g FROM generate_series(1, 500) g")
+        .await
+        .unwrap();
+    let oid = "SELECT 'customers'::regclass::oid::bigint";
+    let before: i64 = world.destination.query_one(oid, &[]).await.unwrap().get(0);
+    let two = world.resync("again", "shop", json!({ "handover": "Live", "tables": ["public.orders", "public.items"] }));
+    let unknown = world.resync("unknown", "shop", json!({ "handover": "Live", "tables": ["public.items"] }));
+    world.apply(unknown).await.unwrap();
+    let failed = world.phase("unknown", Phase::Failed).await;
+    assert!(message(&failed).contains("The Mirror has no table \"public.items\""), "{failed:?}");
+    world.apply(world.mirror("shop", &["public.customers", "public.items", "public.orders"], json!({}))).await.unwrap();
+    world.apply(two).await.unwrap();
+    let status = world.phase("again", Phase::Running).await.status.unwrap();
+    let loaded: Vec<_> = status.tables.iter().map(|t| (t.source.as_str(), t.rows_loaded)).collect();
+    assert_eq!(loaded, [("public.orders", 10_000), ("public.items", 500)]);
+    assert_eq!(world.destination.query_one(oid, &[]).await.unwrap().get::<_, i64>(0), before, "the very table");
+    world
+        .source
+        .batch_execute("UPDATE items SET n = 0 WHERE id < 9; UPDATE orders SET total = 1 WHERE id < 9; DELETE FROM orders WHERE id = 9")
+        .await
+        .unwrap();
+    arrives(&world, "kept@example.com").await;
+    both_equal(&world).await;
+    world.equal("items", "id, n").await;
+    one_slot(&world).await;
+    let mirror = world.condition("shop", "SchemaInSync", "True", LIMIT).await;
+    assert_eq!(mirror.status.unwrap().live_epoch, 3);
+    world.apply(world.resync("all", "shop", json!({}))).await.unwrap();
+    world.phase("all", Phase::Running).await;
     both_equal(&world).await;
     world.end().await;
 }

@@ -55,6 +55,8 @@ async fn a_mirror_that_makes_no_sense_is_refused_and_so_is_another_peer_for_it()
         (mirror(json!({ "tables": [{ "source": "a.b" }, { "source": "a.b" }] })), "duplicate"),
         (mirror(json!({ "softDelete": { "column": "x" }, "syncedAtColumn": "x" })), "must differ"),
         (mirror(json!({ "mode": "SnapshotOnly", "initialLoad": false })), "would bring nothing"),
+        (mirror(json!({ "mode": "SnapshotOnly", "source": { "peer": "source", "slot": "s" } })), "no use for source.slot"),
+        (mirror(json!({ "source": { "peer": "source", "slot": "Has-Dash" } })), "should match"),
         (mirror(json!({ "snapshot": { "chunkSize": "much" } })), "should match"),
         (mirror(json!({ "snapshot": { "chunkSize": "0" } })), "should match"),
         (mirror(json!({ "replication": { "batchInterval": "soon" } })), "should match"),
@@ -90,6 +92,11 @@ async fn a_resync_is_fixed_but_for_its_parallelism_and_its_approval() {
     refused(&world, world.resync("r.1", "m", json!({})), "may not hold a dot").await;
     refused(&world, world.resync(&"r".repeat(49), "m", json!({})), "48 characters").await;
     refused(&world, world.resync("r", "m", json!({ "handover": "Sideways" })), "supported values").await;
+    refused(&world, world.resync("r", "m", json!({ "tables": ["public.t"] })), "tables needs handover: Live").await;
+    refused(&world, world.resync("r", "m", json!({ "handover": "Live", "tables": ["a.b", "a.b"] })), "duplicate").await;
+    world.apply(world.resync("some", "nobody", json!({ "handover": "Live", "tables": ["a.b"] }))).await.expect("a resync");
+    refused(&world, world.resync("some", "nobody", json!({ "handover": "Live", "tables": ["a.b", "a.c"] })), "tables cannot be changed")
+        .await;
     world.apply(world.resync("r", "nobody", json!({ "cancel": true }))).await.expect("a resync");
     refused(&world, world.resync("r", "other", json!({ "cancel": true })), "mirror cannot be changed").await;
     refused(&world, world.resync("r", "nobody", json!({ "cancel": false })), "cannot be taken up again").await;

@@ -69,7 +69,7 @@ async fn write(client: &Client, stop: &AtomicBool) -> i64 {
     turn
 }
 
-/// Looks at the live tables all the while: they are there, one is as old as the other, and neither goes back in time. Returns the longest time that they did
+/// Looks at the live tables all the while, in one snapshot each time: they are there, one is as old as the other, and neither goes back in time. Returns the longest time that they did
 /// not move.
 async fn look(client: &Client, stop: &AtomicBool) -> Duration {
     let (mut last, mut since, mut longest) = (0, tokio::time::Instant::now(), Duration::ZERO);
@@ -200,6 +200,137 @@ async fn a_live_handover_that_is_given_up_leaves_the_stream_to_the_old_tables() 
     old.stop().await;
     new.stop().await;
     finish::forget(&live(&fixture, 4), true).await.unwrap();
+    drop((source, target));
+    fixture.end().await;
+}
+
+/// An epoch that rebuilds only `t`, and loads `w`, which it did not have.
+fn some(fixture: &Fixture, epoch: u32) -> Brief {
+    let mut brief = Brief { kept: vec![1], ..live(fixture, epoch) };
+    brief.tables.extend(fixture.brief(epoch, &["public.w"]).tables);
+    brief
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn some_tables_are_rebuilt_while_the_others_stay_and_all_are_as_old_as_each_other() {
+    let fixture = Fixture::new().await;
+    let old = first(&fixture).await;
+    let (source, target) = (fixture.at_source().await, fixture.at_destination().await);
+    source.batch_execute("CREATE TABLE w (id int PRIMARY KEY); INSERT INTO w SELECT generate_series(1, 100)").await.unwrap();
+    let oid = number(&target, "SELECT 'u'::regclass::oid::bigint").await;
+    let (writing, looking) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (writer, reader) = (fixture.at_source().await, fixture.at_destination().await);
+    let life = async {
+        until(&target, "changes come", "SELECT n > 20 FROM u WHERE id = 1").await;
+        // One that is given up when the old stream has ended leaves everything as it was.
+        let given_up = beside(&some(&fixture, 2)).await;
+        let destination = destination::open(&given_up.brief).await.unwrap();
+        assert_eq!(destination.tables().await.unwrap().len(), 2, "only what is rebuilt");
+        destination.hand_over().await.unwrap();
+        given_up.stop().await;
+        assert_eq!(finish::cleanup(&some(&fixture, 2)).await, Ok(None));
+        let new = beside(&some(&fixture, 3)).await;
+        until(&target, "the shadow gets changes", "SELECT max(n) > 60 FROM t_resync").await;
+        finish::swap(&new.brief).await.unwrap();
+        new.reaches(Stage::Streaming).await;
+        let n = number(&target, "SELECT n FROM u WHERE id = 1").await;
+        until(&target, "all stream", &format!("SELECT n > {n} + 20 FROM u WHERE id = 1")).await;
+        writing.store(true, Ordering::Relaxed);
+        looking.store(true, Ordering::Relaxed);
+        new
+    };
+    let (new, turns, _) = tokio::join!(life, write(&writer, &writing), look(&reader, &looking));
+    source.batch_execute("INSERT INTO w VALUES (101)").await.unwrap();
+    until(
+        &target,
+        "the last changes have arrived",
+        &format!("SELECT n = {turns} AND EXISTS (SELECT FROM w WHERE id = 101) FROM u WHERE id = 1"),
+    )
+    .await;
+    assert_eq!(sum(&source, "").await, sum(&target, "WHERE NOT \"_PEERDB_IS_DELETED\"").await);
+    assert_eq!(number(&target, "SELECT 'u'::regclass::oid::bigint").await, oid, "it is the very table");
+    assert_eq!(number(&target, "SELECT n FROM t WHERE id = 1").await, turns);
+    let counted = number(&target, "SELECT updates FROM _mirror_operator.table WHERE destination_name = 'u'").await;
+    assert_eq!(counted, turns, "each change was applied once, by the one epoch or the other");
+    old.stop().await;
+    new.stop().await;
+
+    // Whole again, and gone: of the table that was kept too.
+    let third = Brief { kept: vec![], handover: Handover::DropFirst, previous_epoch: 3, ..some(&fixture, 4) };
+    crate::load::whole(&fixture, &third).await;
+    assert_ne!(number(&target, "SELECT 'u'::regclass::oid::bigint").await, oid);
+    assert_eq!(number(&target, "SELECT count(*) FROM _mirror_operator.epoch").await, 1);
+    finish::forget(&third, false).await.unwrap();
+    assert_eq!(number(&target, "SELECT count(*) FROM u").await, 10, "tables are retained");
+    drop((source, target, writer, reader));
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn tables_that_are_kept_are_not_given_up_when_the_old_slot_is_lost() {
+    let fixture = Fixture::new().await;
+    let old = first(&fixture).await;
+    let source = fixture.at_source().await;
+    source.batch_execute("CREATE TABLE w (id int PRIMARY KEY)").await.unwrap();
+    let slot = old.brief.slot();
+    old.stop().await;
+    until(&source, "the slot is free", &format!("SELECT NOT active FROM pg_replication_slots WHERE slot_name = '{slot}'")).await;
+    // Neither applied by the old stream, nor in the new one.
+    source.batch_execute("INSERT INTO u VALUES (11, 0)").await.unwrap();
+    let new = beside(&some(&fixture, 2)).await;
+    let destination = destination::open(&new.brief).await.unwrap();
+    let refused = destination.hand_over().await;
+    assert!(matches!(&refused, Err(destination::Error::Transient(why)) if why.contains("has not come")), "{refused:?}");
+    source.batch_execute(&format!("SELECT pg_drop_replication_slot('{slot}')")).await.unwrap();
+    let failure = new.fails().await;
+    assert!(failure.reason == "SlotLost" && failure.message.contains("all tables"), "{failure:?}");
+    new.stop().await;
+    assert_eq!(finish::cleanup(&some(&fixture, 2)).await, Ok(None));
+    finish::forget(&some(&fixture, 2), true).await.unwrap();
+    drop(source);
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_table_that_could_not_be_streamed_any_more_is_not_kept() {
+    let fixture = Fixture::new().await;
+    let old = first(&fixture).await;
+    let source = fixture.at_source().await;
+    source.batch_execute("CREATE TABLE w (id int PRIMARY KEY)").await.unwrap();
+    for (change, words) in [
+        ("ALTER TABLE u REPLICA IDENTITY NOTHING", "REPLICA IDENTITY"),
+        ("ALTER TABLE u RENAME TO v; CREATE TABLE u (id bigint PRIMARY KEY)", "another table"),
+    ] {
+        source.batch_execute(change).await.unwrap();
+        let new = Pod::start(&some(&fixture, 2)).await;
+        let failure = new.fails().await;
+        assert!(failure.reason == "KeptTable" && failure.message.contains("public.u") && failure.message.contains(words), "{failure:?}");
+        assert_eq!(new.board.report().stage, Stage::Checking);
+        new.stop().await;
+    }
+    old.stop().await;
+    finish::forget(&some(&fixture, 2), true).await.unwrap();
+    drop(source);
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_table_that_cannot_take_a_change_while_it_catches_up_is_not_swapped_in() {
+    let fixture = Fixture::new().await;
+    let old = first(&fixture).await;
+    let (source, target) = (fixture.at_source().await, fixture.at_destination().await);
+    let new = beside(&live(&fixture, 2)).await;
+    target.batch_execute("ALTER TABLE t_resync ADD CHECK (n < 1000)").await.unwrap();
+    source.batch_execute("UPDATE t SET n = 2000 WHERE id = 5; INSERT INTO t VALUES (30000, 0, 'new')").await.unwrap();
+    let failure = new.fails().await;
+    assert!(failure.reason == "TableParked" && failure.message.contains("nothing was swapped"), "{failure:?}");
+    let refused = destination::open(&new.brief).await.unwrap().hand_over().await;
+    assert!(matches!(&refused, Err(destination::Error::Permanent(f)) if f.reason == "TableParked"), "{refused:?}");
+    new.stop().await;
+    assert_eq!(finish::cleanup(&live(&fixture, 2)).await, Ok(None));
+    until(&target, "the old stream goes on", "SELECT count(*) = 2 FROM t WHERE n = 2000 OR id = 30000").await;
+    old.stop().await;
+    finish::forget(&live(&fixture, 2), true).await.unwrap();
     drop((source, target));
     fixture.end().await;
 }

@@ -16,6 +16,7 @@ mod holders;
 mod keys;
 mod load;
 mod memory;
+mod own_slot;
 mod rehearsal;
 mod sequences;
 mod verify;

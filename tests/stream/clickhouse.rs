@@ -96,7 +96,7 @@ impl Stream {
         let brief = self.brief.clone();
         let task = tokio::spawn(async move {
             let destination: Box<dyn Destination> = destination::open(&brief).await.unwrap();
-            stream::run(&brief, destination.as_ref(), &sender, CancellationToken::new()).await
+            stream::run(&brief, destination.as_ref(), &sender, stream::bound::Bound::none(), CancellationToken::new()).await
         });
         (task, health)
     }

@@ -157,7 +157,9 @@ impl World {
     pub fn run_in(&self, process: Arc<Postgres>) -> Running {
         let (sender, health) = watch::channel(Health::default());
         let brief = self.brief.clone();
-        let task = tokio::spawn(async move { stream::run(&brief, process.as_ref(), &sender, CancellationToken::new()).await });
+        let task = tokio::spawn(async move {
+            stream::run(&brief, process.as_ref(), &sender, stream::bound::Bound::none(), CancellationToken::new()).await
+        });
         Running { task, health }
     }
 

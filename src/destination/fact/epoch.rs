@@ -40,6 +40,7 @@ impl Facts {
         Ok(Some(EpochState {
             may_return: false,
             handed_over: false,
+            live_lsn: Lsn(0),
             caught_up: false,
             generation: snapshot.as_ref().map_or(0, |(version, _)| *version as u32),
             snapshot_lsn: snapshot.map(|(_, s)| s.lsn).unwrap_or_default(),

@@ -16,6 +16,7 @@ use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
 pub use owner::Owner;
 
+use super::shadow::AFTER_LOADING;
 use crate::{
     brief::Brief,
     destination::{Applier, Counts, Error, Position, ROWS_MISSING, RowChange, permanent},
@@ -72,9 +73,13 @@ struct PostgresApplier {
 
 /// The names of the shadows, if the epoch is not swapped.
 async fn shadows(client: &Client, brief: &Brief) -> Result<HashMap<u32, String>, Error> {
-    let sql = "SELECT t.number, t.shadow_name FROM _mirror_operator.table t JOIN _mirror_operator.epoch e USING (mirror, epoch)
+    let sql = "SELECT t.number, t.shadow_name, t.destination_schema FROM _mirror_operator.table t JOIN _mirror_operator.epoch e USING (mirror, epoch)
                WHERE mirror = $1::text::uuid AND epoch = $2 AND e.swapped_at IS NULL";
     let rows = client.query(sql, &[&brief.mirror_uid, &(brief.epoch as i32)]).await.map_err(|e| meaning(&e, "reading the ledger"))?;
+    // From now on they change, for as long as it takes until somebody approves the swap.
+    let tended =
+        rows.iter().map(|row| format!("ALTER TABLE {} RESET ({AFTER_LOADING})", qualified(row.get(2), row.get(1)))).collect::<Vec<_>>();
+    client.batch_execute(&tended.join("; ")).await.map_err(|e| meaning(&e, "giving the shadows to autovacuum"))?;
     Ok(rows.iter().map(|row| (row.get::<_, i32>(0) as u32, row.get(1))).collect())
 }
 

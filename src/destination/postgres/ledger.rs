@@ -149,6 +149,8 @@ async fn pass_alone(mut session: Session<'_>, brief: &Brief, passage: Passage) -
             Ok(Record::Superseded(newest)) => return Err(Error::Superseded(newest)),
             Ok(Record::GivenUp) => return Err(given_up(brief)),
             Ok(Record::Gone) => return Err(gone(brief)),
+            Ok(Record::Parked(why)) => return Err(parked(&why)),
+            Ok(Record::Ahead) => return Err(Error::Transient(format!("{doing}: the old stream has not come to where the new one is"))),
             Ok(Record::Done) => {
                 commit(tx, doing).await?;
                 session.keep();
@@ -190,6 +192,11 @@ pub(super) fn ledger_cure(database: &str, user: &str) -> String {
     format!("GRANT CREATE ON DATABASE {database} TO {user}; or CREATE SCHEMA _mirror_operator AUTHORIZATION {user};")
 }
 
+/// Says that a shadow has not all of its changes.
+pub(super) fn parked(why: &str) -> Error {
+    permanent("TableParked", format!("a _resync table misses changes, so nothing was swapped: {why}"))
+}
+
 /// What became of an epoch that was to begin, or to take over.
 enum Record {
     Done,
@@ -197,6 +204,10 @@ enum Record {
     Superseded(u32),
     GivenUp,
     Gone,
+    /// A shadow misses changes.
+    Parked(String),
+    /// The shadows have more than the tables that are kept.
+    Ahead,
 }
 
 /// Records the epoch, if it may begin.
@@ -214,7 +225,10 @@ async fn record(tx: &Transaction<'_>, brief: &Brief) -> Result<Record, tokio_pos
         }
     }
     let sql = "INSERT INTO _mirror_operator.mirror AS m (mirror, name, epoch) VALUES ($1::text::uuid, $2, $3)
-               ON CONFLICT (mirror) DO UPDATE SET epoch = CASE WHEN $4 THEN m.epoch ELSE excluded.epoch END, name = excluded.name";
+               ON CONFLICT (mirror) DO UPDATE SET epoch = CASE
+                   WHEN NOT $4 THEN excluded.epoch
+                   WHEN EXISTS (SELECT FROM _mirror_operator.epoch e WHERE e.mirror = m.mirror AND e.epoch = $3) THEN m.epoch
+                   ELSE m.live_epoch END, name = excluded.name";
     tx.execute(sql, &[&brief.mirror_uid, &format!("{}/{}", brief.namespace, brief.mirror), &epoch, &brief.is_live()]).await?;
     let sql = "INSERT INTO _mirror_operator.epoch (mirror, epoch, resync, slot) VALUES ($1::text::uuid, $2, $3::text::uuid, $4) ON CONFLICT DO NOTHING";
     tx.execute(sql, &[&brief.mirror_uid, &epoch, &brief.resync_uid, &brief.slot()]).await?;
@@ -225,10 +239,17 @@ async fn record(tx: &Transaction<'_>, brief: &Brief) -> Result<Record, tokio_pos
 async fn record_handover(tx: &Transaction<'_>, brief: &Brief) -> Result<Record, tokio_postgres::Error> {
     pass(tx, brief, "pg_advisory_xact_lock").await?;
     let epoch = brief.epoch as i32;
-    let sql = "SELECT m.epoch FROM _mirror_operator.mirror m JOIN _mirror_operator.epoch e USING (mirror) WHERE m.mirror = $1::text::uuid AND e.epoch = $2";
-    match tx.query_opt(sql, &[&brief.mirror_uid, &epoch]).await?.map(|row| row.get::<_, i32>(0)) {
+    let sql = "SELECT m.epoch, e.applied_lsn <= live.applied_lsn AS behind,
+                      (SELECT t.parked FROM _mirror_operator.table t WHERE t.mirror = e.mirror AND t.epoch = e.epoch AND t.parked IS NOT NULL LIMIT 1) AS parked FROM _mirror_operator.mirror m JOIN _mirror_operator.epoch e USING (mirror)
+                 LEFT JOIN _mirror_operator.epoch live ON live.mirror = m.mirror AND live.epoch = m.live_epoch
+                WHERE m.mirror = $1::text::uuid AND e.epoch = $2";
+    match tx.query_opt(sql, &[&brief.mirror_uid, &epoch]).await? {
         None => return Ok(Record::Gone),
-        Some(newest) if newest > epoch => return Ok(Record::Superseded(newest as u32)),
+        Some(row) if row.get::<_, i32>(0) > epoch => return Ok(Record::Superseded(row.get::<_, i32>(0) as u32)),
+        // It misses changes that the old one has.
+        Some(row) if row.get::<_, Option<&str>>("parked").is_some() => return Ok(Record::Parked(row.get("parked"))),
+        // What lies in between would be in no stream of the kept tables.
+        Some(row) if !brief.kept.is_empty() && row.get::<_, Option<bool>>("behind") != Some(true) => return Ok(Record::Ahead),
         Some(_) => {}
     }
     tx.execute("UPDATE _mirror_operator.mirror SET epoch = $2 WHERE mirror = $1::text::uuid", &[&brief.mirror_uid, &epoch]).await?;
@@ -245,6 +266,10 @@ pub(super) async fn catch_up(at: &Postgres, reached: Lsn) -> Result<bool, Error>
     let mut session = at.session().await?;
     let tx = session.begin(doing).await?;
     fence_alone(&tx, &at.brief).await?;
+    let missing = "SELECT parked FROM _mirror_operator.table WHERE mirror = $1::text::uuid AND epoch = $2 AND parked IS NOT NULL LIMIT 1";
+    if let Some(row) = tx.query_opt(missing, &[&at.brief.mirror_uid, &(at.brief.epoch as i32)]).await.at(doing)? {
+        return Err(parked(row.get(0)));
+    }
     let sql = "UPDATE _mirror_operator.epoch e SET caught_up_at = coalesce(caught_up_at, now()), applier = split_part(applier, '/', 1)
                  FROM _mirror_operator.mirror m
                 WHERE e.mirror = $1::text::uuid AND e.epoch = $2 AND m.mirror = e.mirror AND e.handed_over_at IS NOT NULL AND e.swapped_at IS NULL
@@ -286,6 +311,7 @@ pub(super) async fn state(at: &Postgres) -> Result<Option<EpochState>, Error> {
                       EXISTS (SELECT FROM _mirror_operator.epoch newer WHERE newer.mirror = m.mirror AND newer.epoch = m.epoch AND m.epoch > e.epoch
                                  AND m.live_epoch = e.epoch AND newer.handed_over_at IS NOT NULL) AS may_return,
                       e.handed_over_at IS NOT NULL AS handed_over, e.caught_up_at IS NOT NULL AS caught_up,
+                      (SELECT live.applied_lsn FROM _mirror_operator.epoch live WHERE live.mirror = m.mirror AND live.epoch = m.live_epoch) AS live_lsn,
                       e.generation > 0 AND NOT EXISTS (SELECT FROM _mirror_operator.table t
                                                        WHERE t.mirror = e.mirror AND t.epoch = e.epoch AND t.sealed_at IS NULL) AS loaded
                FROM _mirror_operator.epoch e JOIN _mirror_operator.mirror m USING (mirror)
@@ -302,6 +328,7 @@ pub(super) async fn state(at: &Postgres) -> Result<Option<EpochState>, Error> {
         loaded: r.get("loaded"),
         may_return: r.get("may_return"),
         handed_over: r.get("handed_over"),
+        live_lsn: lsn(r.get("live_lsn")),
         caught_up: r.get("caught_up"),
     }))
 }

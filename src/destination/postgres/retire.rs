@@ -9,7 +9,7 @@ use super::{
     Postgres, dependents,
     error::{At, depended_on, lock_not_granted},
     ledger, sequence,
-    session::{Session, check, commit, fence_alone, pass},
+    session::{Session, check, commit, fence_alone_soon, pass},
 };
 use crate::{brief::Brief, destination::Error, postgres::qualified};
 
@@ -97,7 +97,10 @@ enum Outcome {
 async fn drop_one(session: &mut Session<'_>, brief: &Brief) -> Result<Outcome, Error> {
     let doing = "dropping old tables";
     let tx = session.begin(doing).await?;
-    fence_alone(&tx, brief).await?;
+    if !fence_alone_soon(&tx, brief).await? {
+        tx.rollback().await.at(doing)?;
+        return Ok(Outcome::InUse("the old tables".into()));
+    }
     let sql = "SELECT t.epoch, t.number, t.destination_schema, c.relname, c.oid FROM _mirror_operator.table t
                LEFT JOIN pg_catalog.pg_class c ON c.oid = t.retired AND c.relnamespace =
                    (SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname = t.destination_schema)
@@ -187,7 +190,7 @@ pub(super) async fn abandon(at: &Postgres) -> Result<(), Error> {
     if at.brief.is_live() {
         // The epoch before it streams on, or again: such a pod finds nothing of its own any more.
         ledger::give_up(&tx, &at.brief).await?;
-        sql = "UPDATE _mirror_operator.mirror SET epoch = live_epoch WHERE mirror = $1::text::uuid AND epoch = $2 AND live_epoch > 0";
+        sql = "UPDATE _mirror_operator.mirror SET epoch = live_epoch WHERE mirror = $1::text::uuid AND epoch <= $2 AND live_epoch > 0";
     }
     tx.execute(sql, &[&at.brief.mirror_uid, &epoch]).await.at(doing)?;
     commit(tx, doing).await?;

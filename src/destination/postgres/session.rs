@@ -2,7 +2,11 @@
 
 use tokio_postgres::{Client, Transaction};
 
-use super::{Postgres, error::At, ledger};
+use super::{
+    Postgres,
+    error::{At, lock_not_granted},
+    ledger,
+};
 use crate::{
     brief::Brief,
     destination::{Error, gone},
@@ -72,6 +76,19 @@ pub(super) async fn fence(tx: &Transaction<'_>, brief: &Brief) -> Result<(), Err
 pub(super) async fn fence_alone(tx: &Transaction<'_>, brief: &Brief) -> Result<(), Error> {
     pass(tx, brief, "pg_advisory_xact_lock").await.at("passing the fence")?;
     check(tx, brief).await
+}
+
+/// The same where there is no hurry: false, and the transaction of no further use, if others are behind the fence. Whoever waits for it makes those wait
+/// who come after him, and a loader that builds an index is behind it for long: the epoch whose tables are live commits its changes there too.
+pub(super) async fn fence_alone_soon(tx: &Transaction<'_>, brief: &Brief) -> Result<bool, Error> {
+    let doing = "passing the fence";
+    tx.batch_execute("SET LOCAL lock_timeout = '100ms'").await.at(doing)?;
+    match pass(tx, brief, "pg_advisory_xact_lock").await {
+        Err(error) if lock_not_granted(&error) => return Ok(false),
+        other => other.at(doing)?,
+    }
+    tx.batch_execute("SET LOCAL lock_timeout = 0").await.at(doing)?;
+    check(tx, brief).await.map(|()| true)
 }
 
 /// Takes the fence's lock. A statement of its own: one that both waits and reads would read what was true before it waited.

@@ -5,7 +5,7 @@ use tokio_postgres::{Transaction, types::PgLsn};
 use super::{
     Postgres,
     error::{At, permanent},
-    session::{commit, fence_alone},
+    session::{commit, fence_alone, fence_alone_soon},
 };
 use crate::{
     brief::Brief,
@@ -19,6 +19,9 @@ use crate::{
 /// Autovacuum would scan a table that grows by millions of rows a minute again and again, for nothing, and then stand in the way of the swap, which
 /// turns it on again.
 const WHILE_LOADING: &str = "autovacuum_enabled = false, toast.autovacuum_enabled = false";
+
+/// Between tries to be alone behind the fence.
+const FENCE_PAUSE: std::time::Duration = std::time::Duration::from_millis(400);
 
 /// The end of [`WHILE_LOADING`].
 pub(super) const AFTER_LOADING: &str = "autovacuum_enabled, toast.autovacuum_enabled";
@@ -48,9 +51,15 @@ pub(super) async fn create(at: &Postgres, boundary: Boundary, tables: &[TableSch
 pub(super) async fn renew(at: &Postgres, boundary: Boundary) -> Result<(), Error> {
     let doing = "renewing the snapshot";
     let mut session = at.session().await?;
-    let tx = session.begin(doing).await?;
-    // Alone: every load that was under way has ended, and the next one sees the new generation.
-    fence_alone(&tx, &at.brief).await?;
+    let tx = loop {
+        let tx = session.begin(doing).await?;
+        // Alone: every load that was under way has ended, and the next one sees the new generation.
+        if fence_alone_soon(&tx, &at.brief).await? {
+            break tx;
+        }
+        tx.rollback().await.at(doing)?;
+        tokio::time::sleep(FENCE_PAUSE).await;
+    };
     let current = generation(&tx, &at.brief).await?;
     if current == 0 {
         return Err(permanent("NoShadows", "a snapshot cannot be renewed before the shadows are created"));

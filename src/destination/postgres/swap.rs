@@ -343,9 +343,16 @@ fn record(brief: &Brief, pairs: &[Pair], so_far: Duration, retries: u32) -> Stri
             format!("UPDATE _mirror_operator.table SET retired = {oid}, retired_name = {name} WHERE mirror = {mirror} AND epoch = {epoch} AND number = {number};")
         })
         .collect();
+    // With all that is known of them. Their changes go on where the old stream has ended: that is where the shadows are too, or behind.
+    let numbers = brief.kept.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let kept = format!(
+        "UPDATE _mirror_operator.table t SET epoch = {epoch}, gate_lsn = live.applied_lsn
+           FROM _mirror_operator.mirror m JOIN _mirror_operator.epoch live ON live.mirror = m.mirror AND live.epoch = m.live_epoch
+          WHERE t.mirror = {mirror} AND m.mirror = t.mirror AND t.epoch = live.epoch AND t.number = ANY ('{{{numbers}}}'::int[]);"
+    );
     format!(
         "UPDATE _mirror_operator.table SET retired = NULL WHERE mirror = {mirror} AND epoch < {epoch} AND retired IS NOT NULL;
-         {retired} UPDATE _mirror_operator.epoch SET swapped_at = clock_timestamp(), lock_millis = {}, swap_retries = {retries}
+         {retired} {kept} UPDATE _mirror_operator.epoch SET swapped_at = clock_timestamp(), lock_millis = {}, swap_retries = {retries}
          WHERE mirror = {mirror} AND epoch = {epoch};
          UPDATE _mirror_operator.mirror SET live_epoch = {epoch} WHERE mirror = {mirror}",
         so_far.as_millis()

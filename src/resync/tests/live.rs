@@ -43,10 +43,12 @@ fn the_swap_waits_until_the_new_tables_are_nearly_as_fresh() {
     for (bytes, seconds, connected) in
         [(None, Some(0), true), (Some(1 << 40), Some(0), true), (Some(1), Some(60), true), (Some(1), Some(0), false)]
     {
-        let mut world = catching_up();
+        let mut world = live();
+        while world.phase() != Phase::CatchUp {
+            world.step();
+        }
         let stream = Stream { connected, lag_bytes: bytes, lag_seconds: seconds, ..Stream::default() };
         world.report(Stage::CatchingUp).stream = Some(stream);
-        world.resync.status.as_mut().unwrap().phase = Phase::CatchUp;
         world.step();
         assert_eq!((world.phase(), world.verdict().1.as_str()), (Phase::CatchUp, "CatchUp"), "{bytes:?} {seconds:?} {connected}");
     }
@@ -81,4 +83,13 @@ fn without_a_stream_to_hand_over_it_is_as_drop_first() {
     brief.handover = Default::default();
     assert_eq!(world.run(), Phase::Running);
     assert!(!condition::holds(&world.resync.status.clone().unwrap().conditions, "CaughtUp"));
+}
+
+#[test]
+fn one_that_cannot_begin_ends_and_makes_room_for_another() {
+    let mut world = live();
+    world.seen.brief = Some(Err("This Mirror does not stream.".into()));
+    assert_eq!(world.run(), Phase::Failed);
+    assert_eq!((world.verdict().1.as_str(), world.verdict().2.as_str()), ("InvalidMirror", "This Mirror does not stream."));
+    assert!(!world.resync.status.clone().unwrap().old_pipeline_dropped && !world.done.contains(&"EnsurePipeline".to_string()));
 }
