@@ -320,6 +320,11 @@ fn no_live_handover() -> Error {
     permanent("HandoverUnsupported", "handover: Live serves PostgreSQL destinations only. Apply a MirrorResync with DropFirst")
 }
 
+/// Says that a shadow was passed over by the change stream, and must not take the place of a table that was not.
+pub fn shadow_parked(why: &str) -> Error {
+    permanent("TableParked", format!("a _resync table misses changes, so nothing was swapped: {why}"))
+}
+
 /// Says that an epoch can no longer begin.
 fn given_up(brief: &Brief) -> Error {
     let Brief { epoch, namespace, mirror, .. } = brief;

@@ -4,6 +4,7 @@ mod brief;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod words;
 
 pub use brief::{brief, made_from, validate};
 pub use plan::plan;

@@ -1,10 +1,13 @@
 //! The decisions about a Mirror.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
-use super::{Effect, FINALIZER, FORCE_ANNOTATION, Observed, Pass, Plan, ResyncFacts, forced, made_from};
+use super::{
+    Effect, FINALIZER, FORCE_ANNOTATION, Observed, Pass, Plan, ResyncFacts, forced, made_from,
+    words::{cured, drift, plain},
+};
 use crate::{
     api::{
         Mirror, MirrorStatus,
@@ -66,41 +69,6 @@ pub fn plan(mirror: &Mirror, seen: &Observed, now: Timestamp) -> Plan {
         SOON.max(Duration::from_secs(1))
     };
     Plan { effects, status, next_look: Some(next_look) }
-}
-
-/// Causes as sentences, with the one cure that they have in common.
-fn cured(causes: &[String]) -> String {
-    format!("{} Apply a MirrorResync.", plain(causes))
-}
-
-/// Causes as sentences, without that cure.
-fn plain(causes: &[String]) -> String {
-    let cause = |cause: &String| {
-        let words = cause.split("pply a MirrorResync").next().unwrap_or_default();
-        words.trim_end_matches(['A', 'a']).trim_end_matches([' ', '.', ',', ';']).to_string()
-    };
-    format!("{}.", causes.iter().map(cause).collect::<Vec<_>>().join(". "))
-}
-
-/// What differs at the source, each cause once, with the tables that it is told of.
-fn drift(report: &Report) -> Vec<String> {
-    let mut tables: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for table in &report.tables {
-        if let Some(drift) = &table.drift {
-            tables.entry(drift).or_default().push(&table.source);
-        }
-    }
-    let mut causes: Vec<_> = tables.into_iter().map(|(drift, tables)| (tables, drift)).collect();
-    causes.sort_unstable();
-    causes.into_iter().map(|(tables, drift)| format!("{}: {drift}", named(&tables))).collect()
-}
-
-/// Some tables by their names; of many the first.
-fn named(tables: &[&str]) -> String {
-    match tables.len() {
-        0..=5 => tables.join(", "),
-        many => format!("{} and {} more", tables[..5].join(", "), many - 5),
-    }
 }
 
 impl Pass<'_> {

@@ -107,13 +107,8 @@ async fn until_caught_up(brief: &Brief, destination: &dyn Destination, board: &B
 
 /// A table that is passed over misses changes which the live one has: it must not take its place.
 async fn refuse_parked(destination: &dyn Destination) -> Result<(), Trouble> {
-    match destination.tables().await?.into_iter().find_map(|table| table.parked) {
-        None => Ok(()),
-        Some(why) => {
-            let message = format!("a _resync table misses changes, so nothing was swapped: {why}");
-            Err(DestinationError::Permanent(Failure { reason: "TableParked".into(), message, permanent: true }).into())
-        }
-    }
+    let parked = destination.tables().await?.into_iter().find_map(|table| table.parked);
+    parked.map_or(Ok(()), |why| Err(destination::shadow_parked(&why).into()))
 }
 
 /// Without its slot the old stream does not come to where the new one begins, and what the kept tables miss in between is in neither.

@@ -122,6 +122,24 @@ impl Mapping {
     }
 }
 
+/// A row's change as it was sent.
+pub(super) enum Sent {
+    Insert(Vec<Cell>),
+    Update(Option<OldRow>, Vec<Cell>),
+    Delete(OldRow),
+}
+
+impl Sent {
+    /// What it does to the mapped columns; `None` where that is nothing to us.
+    pub(super) fn read(self, mapping: &Mapping) -> Option<Change> {
+        match self {
+            Self::Insert(row) => mapping.insert(row),
+            Self::Update(old, row) => mapping.update(old, row),
+            Self::Delete(old) => mapping.delete(old),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

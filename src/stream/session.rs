@@ -11,20 +11,19 @@ use super::{
     batch::{Batch, of_table, parked},
     bound::Bound,
     catalog::Catalog,
-    fold::Change,
     lag::{self, Oldest},
-    relation::{self, Mapping},
+    relation::{self, Mapping, Sent},
 };
 use crate::{
     brief::Brief,
-    destination::{Applier, Cell, Destination, LedgerTable, Position, column_type},
+    destination::{Applier, Destination, LedgerTable, Position, column_type},
     postgres::{
         self, Lsn,
         connect::words,
         wire::{Frame, ReplicationSession, ReplicationStream, StatusHandle, WireError},
     },
     source::{
-        pgoutput::{self, Message, OldRow, Relation},
+        pgoutput::{self, Message, Relation},
         slot,
     },
     table::{Column, TableSchema},
@@ -489,21 +488,4 @@ impl Session<'_> {
 fn time_of(micros: i64) -> Timestamp {
     const EPOCH: i64 = 946_684_800_000_000;
     Timestamp::from_microsecond(micros.saturating_add(EPOCH)).unwrap_or(Timestamp::MAX)
-}
-
-/// A row's change as it was sent.
-enum Sent {
-    Insert(Vec<Cell>),
-    Update(Option<OldRow>, Vec<Cell>),
-    Delete(OldRow),
-}
-
-impl Sent {
-    fn read(self, mapping: &Mapping) -> Option<Change> {
-        match self {
-            Self::Insert(row) => mapping.insert(row),
-            Self::Update(old, row) => mapping.update(old, row),
-            Self::Delete(old) => mapping.delete(old),
-        }
-    }
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     brief::Brief,
-    destination::{Chunk, EpochState, Error, LedgerTable, given_up, gone},
+    destination::{Chunk, EpochState, Error, LedgerTable, given_up, gone, shadow_parked},
     name,
     postgres::{Lsn, ident, literal},
     report::{Load, SwapReport, TableReport},
@@ -149,7 +149,7 @@ async fn pass_alone(mut session: Session<'_>, brief: &Brief, passage: Passage) -
             Ok(Record::Superseded(newest)) => return Err(Error::Superseded(newest)),
             Ok(Record::GivenUp) => return Err(given_up(brief)),
             Ok(Record::Gone) => return Err(gone(brief)),
-            Ok(Record::Parked(why)) => return Err(parked(&why)),
+            Ok(Record::Parked(why)) => return Err(shadow_parked(&why)),
             Ok(Record::Ahead) => return Err(Error::Transient(format!("{doing}: the old stream has not come to where the new one is"))),
             Ok(Record::Done) => {
                 commit(tx, doing).await?;
@@ -190,11 +190,6 @@ async fn create(tx: &Transaction<'_>, brief: &Brief, database: &str, user: &str)
 pub(super) fn ledger_cure(database: &str, user: &str) -> String {
     let (database, user) = (ident(database), ident(user));
     format!("GRANT CREATE ON DATABASE {database} TO {user}; or CREATE SCHEMA _mirror_operator AUTHORIZATION {user};")
-}
-
-/// Says that a shadow has not all of its changes.
-pub(super) fn parked(why: &str) -> Error {
-    permanent("TableParked", format!("a _resync table misses changes, so nothing was swapped: {why}"))
 }
 
 /// What became of an epoch that was to begin, or to take over.
@@ -268,7 +263,7 @@ pub(super) async fn catch_up(at: &Postgres, reached: Lsn) -> Result<bool, Error>
     fence_alone(&tx, &at.brief).await?;
     let missing = "SELECT parked FROM _mirror_operator.table WHERE mirror = $1::text::uuid AND epoch = $2 AND parked IS NOT NULL LIMIT 1";
     if let Some(row) = tx.query_opt(missing, &[&at.brief.mirror_uid, &(at.brief.epoch as i32)]).await.at(doing)? {
-        return Err(parked(row.get(0)));
+        return Err(shadow_parked(row.get(0)));
     }
     let sql = "UPDATE _mirror_operator.epoch e SET caught_up_at = coalesce(caught_up_at, now()), applier = split_part(applier, '/', 1)
                  FROM _mirror_operator.mirror m
