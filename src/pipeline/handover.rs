@@ -20,7 +20,7 @@ use crate::{
     postgres::{Lsn, connect},
     report::{Failure, Stage},
     source::{Error as SourceError, catalog::Catalog, slot},
-    stream::bound::Bound,
+    stream::bound::{Bound, Limit},
     trouble::Trouble,
 };
 
@@ -66,17 +66,20 @@ pub async fn catch_up(brief: &Brief, destination: &dyn Destination, board: &Boar
     // As long as the shadows are what the snapshot was.
     finish::verify(brief, destination).await?;
     board.stage(Stage::CatchingUp);
-    let (bound, told) = watch::channel(Lsn(0));
-    let told = if brief.kept.is_empty() { Bound::none() } else { Bound::new(told) };
+    let (bound, told) = watch::channel(limit(brief, Lsn(0), false));
     tokio::select! {
-        ended = changes::stream(brief, destination, board, told, shutdown) => ended,
+        ended = changes::stream(brief, destination, board, Bound::new(told), shutdown) => ended,
         // The stream may be dropped at any moment; from then on nothing is applied.
         ended = until_caught_up(brief, destination, board, &bound) => ended,
     }
 }
 
 /// Tables that are kept go on where the old stream has ended, so the new one must not be beyond: it follows the old one.
-async fn until_caught_up(brief: &Brief, destination: &dyn Destination, board: &Board, bound: &watch::Sender<Lsn>) -> Result<(), Trouble> {
+fn limit(brief: &Brief, live: Lsn, handed_over: bool) -> Limit {
+    Limit { before: if brief.kept.is_empty() { Lsn(u64::MAX) } else { live }, soon: handed_over }
+}
+
+async fn until_caught_up(brief: &Brief, destination: &dyn Destination, board: &Board, bound: &watch::Sender<Limit>) -> Result<(), Trouble> {
     let mut source = None;
     let (mut look, mut behind) = (Instant::now(), false);
     loop {
@@ -84,7 +87,8 @@ async fn until_caught_up(brief: &Brief, destination: &dyn Destination, board: &B
         match destination.state().await {
             Ok(Some(state)) if state.newest_epoch > brief.epoch => return Err(DestinationError::Superseded(state.newest_epoch).into()),
             Ok(Some(state)) => {
-                bound.send_replace(state.live_lsn);
+                let next = limit(brief, state.live_lsn, state.handed_over);
+                bound.send_if_modified(|limit| std::mem::replace(limit, next) != next);
                 behind = !brief.kept.is_empty() && state.live_lsn < state.start_lsn;
                 let reached = board.report().stream.map(|stream| stream.applied_lsn).unwrap_or_default();
                 if state.handed_over && destination.catch_up(reached).await? {

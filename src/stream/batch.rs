@@ -21,6 +21,9 @@ const PIECE_BYTES: usize = 16 * 1024 * 1024;
 /// The same in rows: each cell costs memory of its own.
 const PIECE_ROWS: usize = 50_000;
 
+/// How long changes are gathered where somebody waits for them: few are, but a backlog is not applied one by one.
+const SOON: Duration = Duration::from_millis(20);
+
 /// Changes since the last commit.
 pub(super) struct Batch {
     folds: BTreeMap<u32, Fold>,
@@ -37,6 +40,11 @@ pub(super) struct Batch {
 impl Batch {
     pub fn new(full_at: u32, interval: Duration) -> Self {
         Self { folds: BTreeMap::new(), rows: 0, bytes: 0, changes: 0, since: None, full_at: full_at as usize, interval }
+    }
+
+    /// From now on somebody waits for each change.
+    pub fn hasten(&mut self) {
+        self.interval = self.interval.min(SOON);
     }
 
     /// Whether nothing is to be committed.

@@ -115,7 +115,10 @@ pub(super) async fn stream(
         h.stream.applied_lsn = from;
     });
     let settings = &brief.replication;
-    let batch = Batch::new(settings.batch_rows, settings.batch_interval.get());
+    let mut batch = Batch::new(settings.batch_rows, settings.batch_interval.get());
+    if bound.now().soon {
+        batch.hasten();
+    }
     let (status, relations, catalog) = (frames.status(), HashMap::new(), Catalog::new(brief));
     let checkpoint = Instant::now();
     let mut session = Session {
@@ -184,8 +187,11 @@ impl Session<'_> {
                     }
                     continue;
                 }
-                () = self.bound.moved() => {
+                () = self.bound.changed() => {
                     self.arrived(self.heard, false).await?;
+                    if self.bound.now().soon {
+                        self.batch.hasten();
+                    }
                     continue;
                 }
                 frames = frames.next() => frames?,
@@ -234,7 +240,7 @@ impl Session<'_> {
             return Ok(());
         }
         self.heard = self.heard.max(position);
-        self.reached = self.reached.max(position.min(self.bound.now()));
+        self.reached = self.reached.max(position.min(self.bound.now().before));
         if self.batch.is_empty() {
             if self.reached > self.applier.position() && (asked || self.checkpoint.elapsed() >= IDLE_CHECKPOINT) {
                 return self.commit().await;
@@ -246,11 +252,11 @@ impl Session<'_> {
 
     /// Waits until the transaction that commits there may be applied. What was read before it does not wait with it.
     async fn wait_for(&mut self, final_lsn: Lsn) -> Streamed<()> {
-        while final_lsn >= self.bound.now() {
+        while final_lsn >= self.bound.now().before {
             if !self.batch.is_empty() {
                 self.commit().await?;
             }
-            self.bound.moved().await;
+            self.bound.changed().await;
             self.arrived(self.heard, false).await?;
         }
         Ok(())
