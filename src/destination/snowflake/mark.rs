@@ -64,14 +64,14 @@ pub(super) fn swap(table: &TableName, epoch: u32, attempt: u64) -> String {
     name::suffixed(&table.name, &format!("_SWAP_E{epoch}_{attempt:016X}"))
 }
 
-/// Whether a name is that of an attempt to swap this table, in whatever epoch.
-pub(super) fn is_swap(table: &TableName, name: &str) -> bool {
+/// The epoch of an attempt to swap this table, if that is what the name is.
+pub(super) fn swap_of(table: &TableName, name: &str) -> Option<u32> {
     let parse = || {
         let (_, rest) = name.rsplit_once("_SWAP_E")?;
         let (epoch, attempt) = rest.split_once('_')?;
         Some((epoch.parse().ok()?, u64::from_str_radix(attempt, 16).ok()?))
     };
-    parse().is_some_and(|(epoch, attempt)| swap(table, epoch, attempt) == name)
+    parse().filter(|(epoch, attempt)| swap(table, *epoch, *attempt) == name).map(|(epoch, _)| epoch)
 }
 
 /// Whether a name is that of an attempt of this epoch to swap whatever table.
@@ -98,8 +98,8 @@ mod tests {
             prop_assume!(name.len() <= name::MAX_NAME && name != other);
             let table = |name: &str| TableName { schema: "d".into(), name: name.into() };
             let swap = swap(&table(&name), epoch, attempt);
-            prop_assert!(is_swap(&table(&name), &swap));
-            prop_assert!(!is_swap(&table(&other), &swap));
+            prop_assert_eq!(swap_of(&table(&name), &swap), Some(epoch));
+            prop_assert_eq!(swap_of(&table(&other), &swap), None);
         }
     }
 

@@ -110,7 +110,7 @@ async fn shadow(at: &Snowflake, table: &Table) -> Result<Option<TableName>, Erro
     let found = live::marked(at).await?.into_iter().find(|found| {
         is_ours(at, table, &found.mark)
             && found.name.schema == name.schema
-            && (found.name.name == loaded || mark::is_swap(name, &found.name.name))
+            && (found.name.name == loaded || mark::swap_of(name, &found.name.name).is_some())
     });
     Ok(found.map(|found| found.name))
 }
@@ -125,14 +125,21 @@ fn is_ours(at: &Snowflake, table: &Table, mark: &Mark) -> bool {
         == (at.brief.mirror_uid.as_str(), at.brief.epoch, table.schema.number, Some(table.generation))
 }
 
-/// Marks what the swap has put under an attempt's name as retired, and gives it a name that people understand.
+/// Marks what the swap has put under an attempt's name as retired, and gives it a name that people understand. Under the name of a newer epoch's attempt is that
+/// epoch's shadow: whoever wakes up late leaves it alone.
 async fn put_aside(at: &Snowflake, table: &Table) -> Result<(), Error> {
     let name = &table.schema.destination;
     let doing = format!("putting aside the old {name}");
     let mark = Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.schema.number, generation: None };
-    for old in live::names(at, &name.schema).await?.into_iter().filter(|other| mark::is_swap(name, other)) {
+    at.fence().await?;
+    let earlier = |other: &String| mark::swap_of(name, other).is_some_and(|epoch| epoch <= at.brief.epoch);
+    for old in live::names(at, &name.schema).await?.into_iter().filter(earlier) {
         let old = TableName { schema: name.schema.clone(), name: old };
         let Some(found) = live::find(at, &old).await? else { continue };
+        let ours = found.mark.as_ref().filter(|mark| mark.mirror == at.brief.mirror_uid && mark.generation.is_some());
+        if ours.is_some_and(|mark| mark.epoch >= at.brief.epoch) {
+            continue;
+        }
         live::comment(at, &old, &mark.comment(&found.words)).await?;
         // A name that is taken is no harm: the mark is what tells it.
         live::rename(at, &old, &mark::retired(name), &doing).await?;

@@ -4,7 +4,7 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -14,8 +14,6 @@ use mirror_operator::{
     postgres::{Connection, Lsn},
     table::TableSchema,
 };
-
-use tokio::net::TcpStream;
 
 use super::{row, upsert};
 use crate::{
@@ -47,21 +45,32 @@ fn t(place: &OnClickHouse) -> TableSchema {
     place.adapt(table(0, "t", &["id bigint!", "name text"]))
 }
 
-/// A brief whose server is killed and started again before the statement with this number reaches it; the counter says how many came.
-async fn through_kill(place: &OnClickHouse, brief: Brief, number: usize) -> (Brief, Arc<AtomicUsize>) {
-    let seen = Arc::new(AtomicUsize::new(0));
-    let counter = seen.clone();
+/// What becomes of the server.
+#[derive(Default)]
+struct Fate {
+    /// How many statements came.
+    seen: AtomicUsize,
+    /// While it is being killed and started again. A server that dies still takes connections after it has closed others.
+    away: AtomicBool,
+}
+
+/// A brief whose server is killed and started again before the statement with this number reaches it.
+async fn through_kill(place: &OnClickHouse, brief: Brief, number: usize) -> (Brief, Arc<Fate>) {
+    let fate = Arc::new(Fate::default());
+    let told = fate.clone();
     let kill = move |request| {
-        if counter.fetch_add(1, Ordering::SeqCst) + 1 == number {
+        if told.seen.fetch_add(1, Ordering::SeqCst) + 1 == number {
+            told.away.store(true, Ordering::SeqCst);
             testbed("kill");
             testbed("restart");
+            told.away.store(false, Ordering::SeqCst);
         }
         request
     };
     let proxy = Proxy::changing((place.to.host.clone(), place.to.port), Arc::new(kill)).await;
     let mut at = place.to.clone();
     (at.host, at.port) = (proxy.address.ip().to_string(), proxy.address.port());
-    (Brief { destination: DestinationPeer::ClickHouse(Peer { at, settings: Default::default(), cluster: None }), ..brief }, seen)
+    (Brief { destination: DestinationPeer::ClickHouse(Peer { at, settings: Default::default(), cluster: None }), ..brief }, fate)
 }
 
 /// A whole epoch and two batches of its stream.
@@ -90,19 +99,20 @@ async fn a_server_that_is_killed_between_two_statements_loses_and_doubles_nothin
     loop {
         let place = OnClickHouse::at(&server).await;
         whole(&*open(&place.brief(1)).await, &[(t(&place), &["1\told", "7\tgone"])]).await;
-        let (brief, seen) = through_kill(&place, place.brief(2), number).await;
+        let (brief, fate) = through_kill(&place, place.brief(2), number).await;
         let at = open(&brief).await;
         let mut tries = 1;
         while let Err(error) = live(&*at, &t(&place)).await {
             assert!(matches!(error, Error::Transient(_)) && tries < 3, "killed before statement {number}: {error:?}");
             tries += 1;
-            support::until("the server is back", async || TcpStream::connect((server.host.as_str(), server.port)).await.is_ok()).await;
+            support::until("the server is back", async || !fate.away.load(Ordering::SeqCst)).await;
         }
         assert_eq!(place.read("t", &["id", "name"]).await, ["1|new|f", "2|two|t", "3|three|f", "7|gone|t"], "statement {number}");
         assert_eq!(place.tables().await, ["t"], "statement {number}");
         assert_eq!(open(&place.brief(2)).await.progress().await.unwrap().1[0].inserts, 2, "statement {number}");
-        if seen.load(Ordering::SeqCst) < number {
-            println!("{} statements", seen.load(Ordering::SeqCst));
+        let seen = fate.seen.load(Ordering::SeqCst);
+        if seen < number {
+            println!("{seen} statements");
             assert!(number > 20, "an epoch takes more than {number} statements");
             return;
         }

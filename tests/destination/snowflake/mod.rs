@@ -3,6 +3,7 @@
 mod apply;
 mod keeps;
 mod service;
+mod swapping;
 mod types;
 
 use mirror_operator::{

@@ -31,9 +31,9 @@ pub(super) fn is_known(shadow: &Live) -> bool {
 
 /// Keeps who may read the live table, on the shadow.
 pub(super) async fn prepare(at: &BigQuery, live: &Live, shadow: &Live) -> Result<(), Error> {
-    if live.fields().iter().any(|field| !field["policyTags"].is_null()) {
+    if live.fields().iter().any(|field| !field["policyTags"].is_null() || !field["dataPolicies"].is_null()) {
         let message = format!(
-            "{} has policy tags, and its partitions or clusters are to change: for a moment its values would be without the tags. Keep partitionBy and \
+            "{} has policy tags or data policies, and its partitions or clusters are to change: its values would be without them. Keep partitionBy and \
              clusterBy as they are, or drop the table first",
             live.name
         );
