@@ -63,6 +63,7 @@ pub fn plan(mirror: &Mirror, seen: &Observed, now: Timestamp) -> Plan {
     pass.choose(&mut status, &mut effects);
     pass.keep_pipelines(&status, &mut effects);
     pass.describe(&mut status, &mut effects);
+    pass.say_what_turned(&status, &mut effects);
     let next_look = if matches!(status.phase, MirrorPhase::Running | MirrorPhase::Loaded) || status.active_resync.is_some() {
         USUAL
     } else {
@@ -91,6 +92,21 @@ impl Pass<'_> {
             effects.push(Effect::Say(Notice { warning: verdict == Verdict::False, reason: reason.into(), message: message.into() }));
         }
         self.set(status, "Ready", verdict, reason, message);
+    }
+
+    /// Says what turned out to be wrong besides `Ready`, and when it is right again.
+    fn say_what_turned(&self, status: &MirrorStatus, effects: &mut Vec<Effect>) {
+        let before = self.mirror.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+        for kind in ["SchemaInSync", "SequencesInSync"] {
+            let (Some(now), before) = (condition::get(&status.conditions, kind), condition::get(before, kind)) else { continue };
+            let wrong = now.status == Verdict::False.as_str();
+            let was_wrong = before.is_some_and(|c| c.status == Verdict::False.as_str());
+            let is_news =
+                if wrong { before.is_none_or(|c| c.message != now.message) } else { was_wrong && now.status == Verdict::True.as_str() };
+            if is_news {
+                effects.push(Effect::Say(Notice { warning: wrong, reason: now.reason.clone(), message: now.message.clone() }));
+            }
+        }
     }
 
     fn refuse(&self, mut status: MirrorStatus, mut effects: Vec<Effect>, reason: &str, why: &str) -> Plan {

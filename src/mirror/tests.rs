@@ -270,6 +270,27 @@ fn tables_that_were_changed_while_a_resync_ran_ask_for_another() {
     assert_eq!(said(&plan(&m, &facts, now()), "ResyncRequired").0, "True");
 }
 
+/// How many Events say this.
+fn said_of(plan: &Plan, message: &str) -> usize {
+    plan.effects.iter().filter(|e| matches!(e, Effect::Say(notice) if notice.message == message)).count()
+}
+
+#[test]
+fn what_turns_out_to_be_wrong_with_the_schema_is_an_event_and_so_is_its_end() {
+    let (mut m, mut facts) = live();
+    m.status = Some(plan(&m, &facts, now()).status);
+    let drifted = TableReport { source: "public.t".into(), drift: Some("made again".into()), ..TableReport::default() };
+    facts.report.as_mut().unwrap().tables = vec![drifted];
+    let told = plan(&m, &facts, now());
+    let words = condition::get(&told.status.conditions, "SchemaInSync").unwrap().message.clone();
+    assert!(words.contains("public.t: made again") && said_of(&told, &words) == 1, "{words}");
+    m.status = Some(told.status);
+    assert_eq!(said_of(&plan(&m, &facts, now()), &words), 0, "and not again");
+    facts.report.as_mut().unwrap().tables.clear();
+    let cured = plan(&m, &facts, now());
+    assert_eq!(said_of(&cured, &condition::get(&cured.status.conditions, "SchemaInSync").unwrap().message), 1);
+}
+
 #[test]
 fn what_keeps_sequences_from_following_is_told_and_stops_nothing_else() {
     let (m, mut facts) = live();
@@ -280,6 +301,8 @@ fn what_keeps_sequences_from_following_is_told_and_stops_nothing_else() {
     let told = verdict(&facts).unwrap();
     assert_eq!((told.status.as_str(), told.reason.as_str()), ("False", "NameConflict"));
     assert_eq!(told.message, "s is somebody's own. It is tried again every 10 s.");
+    let events = |facts: &Observed| said_of(&plan(&m, facts, now()), &told.message);
+    assert_eq!(events(&facts), 1, "once, as an Event too");
     assert_eq!(said(&plan(&m, &facts, now()), "Ready").0, "True");
     facts.report.as_mut().unwrap().sequences = Some(SequencesReport::default());
     assert_eq!(verdict(&facts).unwrap().status, "True");

@@ -92,6 +92,8 @@ pub fn plan(peer: &Peer, seen: &Observed, now: Timestamp) -> Plan {
     };
     let Some(ended) = check.ended else {
         if let Some(why) = &check.trouble {
+            let stands = condition::get(&status.conditions, "Ready").is_some_and(|c| c.message == *why);
+            effects.extend((!stands).then(|| Effect::Say(Notice::warning("CheckNotRunning", why.clone()))));
             condition::set(&mut status.conditions, "Ready", Verdict::Unknown, "CheckNotRunning", why, generation, now);
         }
         return Plan { effects, status, next_look: Some(Duration::from_secs(2)) };

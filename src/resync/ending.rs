@@ -96,7 +96,7 @@ impl Pass<'_> {
             if !self.seen.pods.is_empty() && waited < PATIENCE {
                 if waited >= QUIET {
                     let words = format!("{} Waiting for its pods to end: {}.", ending.message, listed(&self.seen.pods));
-                    self.says(&mut status, "PodsRemain", &words);
+                    self.news(&mut status, &mut effects, "PodsRemain", &words);
                 }
                 return Plan { effects, status, next_look: Some(SOON) };
             }

@@ -86,11 +86,24 @@ impl Pass<'_> {
 
     /// Puts what is wrong into the condition, and says it as an Event if it did not stand there.
     pub(super) fn news(&self, status: &mut MirrorResyncStatus, effects: &mut Vec<Effect>, reason: &str, message: &str) {
-        let before = self.resync.status.as_ref().and_then(|s| condition::get(&s.conditions, "Succeeded"));
-        if before.is_none_or(|c| c.message != message) {
+        if !self.stands(message) {
             effects.push(Effect::Say(Notice::warning(reason, message)));
         }
         self.says(status, reason, message);
+    }
+
+    /// The same where nothing is wrong, but somebody else is waited for.
+    fn waits(&self, status: &mut MirrorResyncStatus, effects: &mut Vec<Effect>, reason: &str, message: &str) {
+        if !self.stands(message) {
+            effects.push(Effect::Say(Notice::normal(reason, message)));
+        }
+        self.says(status, reason, message);
+    }
+
+    /// Whether the condition has said so before this pass.
+    fn stands(&self, message: &str) -> bool {
+        let before = self.resync.status.as_ref().and_then(|s| condition::get(&s.conditions, "Succeeded"));
+        before.is_some_and(|c| c.message == message)
     }
 
     pub(super) fn finished(&self, status: &mut MirrorResyncStatus, step: &str, message: &str) {
@@ -128,8 +141,9 @@ impl Pass<'_> {
                 Plan { effects: vec![Effect::Say(said)], status, next_look: Some(SOON) }
             }
             Some(other) => {
-                self.says(&mut status, "Waiting", &format!("Waiting for MirrorResync {} to end.", other.name));
-                Plan { effects: vec![], status, next_look: Some(LATER) }
+                let mut effects = vec![];
+                self.waits(&mut status, &mut effects, "Waiting", &format!("Waiting for MirrorResync {} to end.", other.name));
+                Plan { effects, status, next_look: Some(LATER) }
             }
             // Usually it is taken up at once, and that costs no write.
             None if self.young() => Plan { effects: vec![], status: self.resync.status.clone().unwrap_or_default(), next_look: Some(SOON) },
@@ -221,6 +235,7 @@ impl Pass<'_> {
     fn tell(&self, status: &mut MirrorResyncStatus, effects: &mut Vec<Effect>, reason: &str, usual: &str) {
         match self.trouble() {
             Some((reason, message)) => self.news(status, effects, reason, &message),
+            None if reason == "Paused" => self.waits(status, effects, reason, usual),
             None => self.says(status, reason, usual),
         }
     }
@@ -276,7 +291,7 @@ impl Pass<'_> {
             let reason = if self.resync.spec.suspend { "Paused" } else { "Snapshot" };
             self.tell(&mut status, &mut effects, reason, usual);
             if let (None, Some(why)) = (self.trouble(), self.seen.snapshot_job.as_ref().and_then(|j| j.pod_trouble.as_ref())) {
-                self.says(&mut status, "WorkerNotRunning", why);
+                self.news(&mut status, &mut effects, "WorkerNotRunning", why);
             }
             return Plan { effects, status, next_look: Some(SOON) };
         }
@@ -318,7 +333,7 @@ impl Pass<'_> {
             } else {
                 ("WaitingForApproval", "Loaded; set spec.swap.approved to true to swap.")
             };
-            self.says(&mut status, reason, words);
+            self.waits(&mut status, &mut effects, reason, words);
             return Plan { effects, status, next_look: Some(LATER) };
         }
         status.phase = Phase::Swap;
