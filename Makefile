@@ -120,7 +120,8 @@ e2e: $(needs_cluster) ## end-to-end tests on a real Kubernetes
 ifeq ($(CLUSTER)$(TEST),local)
 	@$(step) "e2e servers, 18 and 17" bash -ec '$(postgres) up source-18 18 5438 --on-node; $(postgres) up destination-17 17 5437 --on-node'
 	@$(step) "e2e tests, 18 to 17" $(on_node) env SOURCE_URL=$$($(postgres) url source-18) DESTINATION_URL=$$($(postgres) url destination-17) \
-	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) a_resync_picks_up key_changes_toast changes_made_while
+	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) a_resync_picks_up key_changes_toast changes_made_while \
+	  with_a_live_handover some_tables_are_rebuilt killing_workers
 	@$(step) "cluster, up and down" $(testbed)/cluster/tested
 endif
 

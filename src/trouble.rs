@@ -102,4 +102,32 @@ mod tests {
         let missing: Vec<_> = found.iter().filter(|reason| !documented.contains(&format!("`{reason}`"))).collect();
         assert!(missing.is_empty(), "docs/failure-modes.md does not know {missing:?}");
     }
+
+    /// All that is written in these folders, tests apart.
+    fn written(directory: &Path, all: &mut String) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                written(&path, all);
+            } else if path.extension().is_some_and(|e| e == "rs" || e == "yaml") {
+                all.push_str(&std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn every_reason_that_the_documentation_names_is_in_the_program() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut program = String::new();
+        written(&root.join("src"), &mut program);
+        written(&root.join("crds"), &mut program);
+        let documented = std::fs::read_to_string(root.join("docs/failure-modes.md")).unwrap();
+        let known: BTreeSet<&str> = program.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+        let camel = |word: &&str| word.starts_with(|c: char| c.is_ascii_uppercase()) && word.chars().any(|c| c.is_ascii_lowercase());
+        let words: Vec<&str> =
+            documented.split('`').skip(1).step_by(2).filter(camel).filter(|w| w.chars().all(|c| c.is_ascii_alphabetic())).collect();
+        assert!(words.len() > 100, "the page has code in it: {}", words.len());
+        let unknown: BTreeSet<_> = words.into_iter().filter(|word| !known.contains(word)).collect();
+        assert!(unknown.is_empty(), "docs/failure-modes.md names what is nowhere in the program: {unknown:?}");
+    }
 }

@@ -18,6 +18,7 @@ mod on_bigquery;
 mod on_clickhouse;
 mod on_postgres;
 mod on_snowflake;
+mod peer;
 mod proxy;
 mod snowflake;
 mod speed;
