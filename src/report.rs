@@ -166,6 +166,8 @@ pub struct PeerReport {
     pub server_version: String,
     /// The cluster's system identifier.
     pub system_identifier: String,
+    /// Of Snowflake, the warehouse in use.
+    pub warehouse: Option<String>,
     /// What is missing, each with the statement that cures it; empty if nothing is.
     pub problems: Vec<Failure>,
 }

@@ -280,6 +280,9 @@ pub struct PeerStatus {
     /// The cluster's system identifier, which tells two names of one server apart from two servers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system_identifier: Option<String>,
+    /// Of Snowflake, the warehouse that runs what is asked: the Peer's, or the user's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warehouse: Option<String>,
     /// When the last check ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checked_at: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>,

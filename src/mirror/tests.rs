@@ -89,9 +89,11 @@ fn a_resync_that_ended_well_makes_its_epoch_live_and_history() {
     let status = m.status.as_mut().unwrap();
     status.epoch = 2;
     status.active_resync = Some(crate::api::mirror::ActiveResync { name: "r".into(), uid: "r".into(), epoch: 2 });
+    status.tables = vec![crate::api::mirror::TableStatus { inserts: 7, ..Default::default() }];
     facts.resyncs = vec![ResyncFacts { phase: Phase::Running, epoch: Some(2), ended: Some(Time(now())), rows: 5, ..waiting("r") }];
     let plan = plan(&m, &facts, now());
     assert!(plan.effects.contains(&Effect::DeleteBrief { epoch: 1 }) && !plan.effects.contains(&Effect::DeleteBrief { epoch: 2 }));
+    assert!(plan.status.tables.is_empty(), "statistics start afresh");
     assert_eq!((plan.status.live_epoch, plan.status.active_resync, plan.status.resyncs.len()), (2, None, 1));
     assert_eq!(plan.status.resyncs[0].rows, 5);
 }

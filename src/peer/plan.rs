@@ -148,6 +148,7 @@ fn judge(check: &CheckFacts, status: &mut PeerStatus) -> (Verdict, String, Strin
     };
     if !report.server_version.is_empty() {
         status.server_version = Some(report.server_version.clone());
+        status.warehouse = report.warehouse.clone();
     }
     if !report.system_identifier.is_empty() {
         status.system_identifier = Some(report.system_identifier.clone());
@@ -179,7 +180,7 @@ mod tests {
 
     fn ended(problems: Vec<Failure>) -> Observed {
         let ended = Some(Timestamp::from_second(1_000).unwrap());
-        let report = PeerReport { server_version: "15.18".into(), system_identifier: "7".into(), problems };
+        let report = PeerReport { server_version: "15.18".into(), system_identifier: "7".into(), problems, ..PeerReport::default() };
         Observed { check: Some(CheckFacts { ended, report: Some(report), trouble: None }) }
     }
 

@@ -147,9 +147,7 @@ async fn location(client: &Client, to: &Peer) -> Result<String, Error> {
 /// What is missing in a dataset for any mirror to write to it, each with its cure.
 pub async fn check(to: &Peer) -> PeerReport {
     match preflight::check(to).await {
-        Ok(problems) => {
-            PeerReport { server_version: String::new(), system_identifier: format!("{}.{}", to.project, to.at.database), problems }
-        }
+        Ok(problems) => PeerReport { system_identifier: format!("{}.{}", to.project, to.at.database), problems, ..PeerReport::default() },
         Err(error) => {
             let problem = match error {
                 Error::Permanent(failure) => failure,

@@ -119,7 +119,7 @@ async fn look(client: &Client, to: &Peer) -> Result<PeerReport, Error> {
         return Ok(PeerReport { problems: vec![problem], ..PeerReport::default() });
     }
     let (server, problems) = preflight::server(client, to).await?;
-    Ok(PeerReport { server_version: server.version, system_identifier: server.identifier, problems })
+    Ok(PeerReport { server_version: server.version, system_identifier: server.identifier, problems, ..PeerReport::default() })
 }
 
 /// A column's type for this mirror, and how its values travel.

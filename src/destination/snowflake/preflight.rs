@@ -63,6 +63,7 @@ pub(super) async fn check(client: &Client, to: &Peer) -> Result<PeerReport, Erro
     let Some(row) = answer.rows().next() else { return Err(Error::Transient("looking at the account: it answered nothing".into())) };
     report.server_version = row.text(0).into();
     report.system_identifier = row.text(3).into();
+    report.warehouse = row.get(1).map(str::to_string);
     let role = row.text(2).to_string();
     if row.get(1).is_none() {
         let message = format!(

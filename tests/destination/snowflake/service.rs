@@ -33,6 +33,7 @@ async fn a_check_says_what_is_missing() {
     let to = account().clone();
     let report = check(&to).await;
     assert!(report.problems.is_empty() && !report.server_version.is_empty() && report.system_identifier.contains('-'), "{report:?}");
+    assert!(report.warehouse.as_ref().is_some_and(|name| !name.is_empty()), "{report:?}");
     let mut wrong = to.clone();
     wrong.at.password = Some(support::secret("wrong"));
     if is_live() {
