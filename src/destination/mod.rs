@@ -232,14 +232,14 @@ pub trait Destination: Send + Sync {
     /// Begins a live handover: fences the epochs before this one, as [`begin`](Self::begin) has not done. What the live one has applied is final when this
     /// returns. Tables that are [kept](Brief::kept) must have at least what the shadows have: else it is refused, to be tried again. [`abandon`](Self::abandon) gives the stream back to it. Only of destinations that can apply changes to shadows.
     async fn hand_over(&self) -> Result<(), Error> {
-        Err(no_live_handover())
+        Err(Error::Permanent(no_live_handover()))
     }
 
     /// Ends the applying of changes to the shadows if they have everything that the live epoch has applied; the applier can then be opened again after the swap.
     /// `reached`: up to where the caller knows everything of the change stream to be in the shadows. Returns whether it has ended. Needs the [handover
     /// begun](Self::hand_over).
     async fn catch_up(&self, _reached: Lsn) -> Result<bool, Error> {
-        Err(no_live_handover())
+        Err(Error::Permanent(no_live_handover()))
     }
 
     /// Gives the shadows the live names, retires the old tables, and takes over those that are [kept](Brief::kept). Readers see either all old or all new tables. Needs every table carried, and where the
@@ -316,8 +316,8 @@ fn permanent(reason: &str, message: impl Into<String>) -> Error {
 }
 
 /// Says that changes are applied to live tables only.
-fn no_live_handover() -> Error {
-    permanent("HandoverUnsupported", "handover: Live serves PostgreSQL destinations only. Apply a MirrorResync with DropFirst")
+pub fn no_live_handover() -> Failure {
+    failure("HandoverUnsupported", "handover: Live serves PostgreSQL destinations only. Apply a MirrorResync with DropFirst")
 }
 
 /// Says that a shadow was passed over by the change stream, and must not take the place of a table that was not.

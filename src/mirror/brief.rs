@@ -45,12 +45,7 @@ pub fn brief(
         only => some(only, tables, live, spec, mirror)?,
     };
     distinct(&tables)?;
-    let streams = previous_epoch > 0 && spec.mode == Mode::Continuous && mirror.status.as_ref().is_some_and(|s| !s.stream_dropped);
-    if streams && wanted.handover == Handover::Live && spec.source.slot.is_some() {
-        return Err(
-            "A live handover needs a slot for each of two epochs, and source.slot names one for all: set handover to DropFirst.".into()
-        );
-    }
+    let handover = handover(wanted.handover, mirror)?;
     // A resync that loaded nothing would take every row for one that the source has lost.
     let load = spec.initial_load || previous_epoch > 0;
     if let Some(table) = tables.iter().find(|t| !load && t.is_adopted()) {
@@ -77,7 +72,7 @@ pub fn brief(
         synced_at_column,
         mode: spec.mode,
         load,
-        handover: if streams { wanted.handover } else { Handover::DropFirst },
+        handover,
         sequences: spec.sequences,
         snapshot: snapshot(&spec.snapshot, wanted.snapshot.as_ref()),
         replication: spec.replication.clone(),
@@ -88,6 +83,18 @@ pub fn brief(
         on_old_snapshot: wanted.swap.on_old_snapshot,
         keep_old_millis: millis(&wanted.keep_old),
     })
+}
+
+/// How the stream passes to this epoch. Where nothing is streamed there is nothing to hand over.
+fn handover(wanted: Handover, mirror: &Mirror) -> Result<Handover, String> {
+    let streams = mirror.spec.mode == Mode::Continuous && mirror.status.as_ref().is_some_and(|s| s.live_epoch > 0 && !s.stream_dropped);
+    match wanted {
+        Handover::Live if streams && mirror.spec.source.slot.is_some() => {
+            Err("A live handover needs a slot for each of two epochs, and source.slot names one for all: set handover to DropFirst.".into())
+        }
+        Handover::Live if streams => Ok(Handover::Live),
+        _ => Ok(Handover::DropFirst),
+    }
 }
 
 /// The tables of an epoch that rebuilds only some of them, as the Mirror has them now, and the numbers of the others, which stay as the live epoch has them.

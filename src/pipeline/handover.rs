@@ -12,7 +12,7 @@ use tokio::{
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use super::{SWAP_POLL, board::Board, changes, hold::verdict};
+use super::{SWAP_POLL, board::Board, changes, hold::verdict, open_still};
 use crate::{
     brief::{Brief, DestinationPeer},
     destination::{self, Destination, Error as DestinationError, LedgerTable},
@@ -33,11 +33,7 @@ const OLD_POD: Duration = Duration::from_secs(20);
 /// What keeps the epoch before this one from streaming on meanwhile.
 pub fn problem(brief: &Brief) -> Option<Failure> {
     let applies = matches!(brief.destination, DestinationPeer::Postgres(_));
-    (brief.is_live() && !applies).then(|| Failure {
-        reason: "HandoverUnsupported".into(),
-        message: "handover: Live serves PostgreSQL destinations only. Apply a MirrorResync with DropFirst".into(),
-        permanent: true,
-    })
+    (brief.is_live() && !applies).then(destination::no_live_handover)
 }
 
 /// Tables that are kept but would be in no publication, or another table by their name: their changes would be missing from the swap on. Those that the old
@@ -117,12 +113,8 @@ async fn refuse_parked(destination: &dyn Destination) -> Result<(), Trouble> {
 
 /// Without its slot the old stream does not come to where the new one begins, and what the kept tables miss in between is in neither.
 async fn look_at_old_slot(brief: &Brief, source: &mut Option<Client>) -> Result<(), SourceError> {
-    let client = match source.take().filter(|client: &Client| !client.is_closed()) {
-        Some(client) => client,
-        None => connect::connect(&brief.source, &slot::housekeeping(brief)).await?,
-    };
     let old = name::slot(&brief.mirror, &brief.mirror_uid, brief.previous_epoch);
-    match slot::standing(source.insert(client), &old).await?.lost {
+    match slot::standing(open_still(brief, source).await?, &old).await?.lost {
         None => Ok(()),
         Some(cause) => {
             let message = format!("{cause}, so the tables that are kept miss changes. Apply a MirrorResync of all tables");

@@ -122,11 +122,7 @@ pub async fn load(
                 }
                 looked => verdict(looked)?,
             }
-            let gone = match &hold.holder {
-                Some(holder) => rewritten(destination, holder).await,
-                None => false,
-            };
-            if gone {
+            if rewritten(destination, holder).await {
                 board.waiting("a table was rewritten or truncated after the snapshot; exporting a new one");
                 board.offer(None);
                 renew(brief, destination, board, hold, &state).await?;

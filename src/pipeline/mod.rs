@@ -202,11 +202,16 @@ async fn await_swap(brief: &Brief, destination: &dyn Destination, board: &Board,
 
 /// Whether the slot still holds what the stream will need, however long the swap is waited for.
 async fn look_at_slot(brief: &Brief, source: &mut Option<tokio_postgres::Client>) -> Result<(), SourceError> {
+    slot::refuse_lost(open_still(brief, source).await?, brief).await
+}
+
+/// A session at the source that is kept from look to look, made again if it has ended.
+async fn open_still<'a>(brief: &Brief, source: &'a mut Option<tokio_postgres::Client>) -> Result<&'a tokio_postgres::Client, SourceError> {
     let client = match source.take().filter(|client| !client.is_closed()) {
         Some(client) => client,
         None => connect::connect(&brief.source, &slot::housekeeping(brief)).await?,
     };
-    slot::refuse_lost(source.insert(client), brief).await
+    Ok(source.insert(client))
 }
 
 /// Nothing follows. Old tables that are to be kept stay until the next swap: this pod does not.
