@@ -74,7 +74,10 @@ async fn hand_over(brief: &Brief, destination: &dyn Destination) -> Result<(), T
     follow_sequences(brief, destination).await?;
     loop {
         let state = destination.state().await?.ok_or_else(|| Trouble::Waiting("the ledger no longer has this epoch".into()))?;
-        if state.handed_over || state.live_lsn.0.saturating_sub(state.applied_lsn.0) <= NEAR {
+        let near = state.live_lsn.0.saturating_sub(state.applied_lsn.0) <= NEAR;
+        // The old stream may not yet have come to where the new one begins.
+        let follows = brief.kept.is_empty() || state.applied_lsn <= state.live_lsn;
+        if state.handed_over || near && follows {
             break;
         }
         tokio::time::sleep(CAUGHT_UP_POLL).await;
