@@ -1,6 +1,7 @@
 //! Whole resyncs on a cluster: how long they take and where the time goes, what readers notice, what a killed pod costs, and memory.
 
 use std::{
+    fmt::Debug,
     io::Write,
     process::{Command, Stdio},
     sync::{Arc, Mutex},
@@ -11,8 +12,10 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{
     Api, Client as Kube, ResourceExt,
     api::{DeleteParams, ListParams},
+    runtime::wait::{Condition, await_condition},
 };
 use mirror_operator::api::{Mirror, MirrorResync, condition, resync::Phase};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
@@ -116,26 +119,33 @@ impl World<'_> {
     }
 
     async fn ready(&self, mirror: &str) {
-        let api: Api<Mirror> = self.api();
-        until(&format!("Mirror {mirror} is Ready"), LIMIT, async || {
-            let status = api.get(mirror).await.ok().and_then(|m| m.status).unwrap_or_default();
-            condition::get(&status.conditions, "Ready").is_some_and(|c| c.status == "True")
-        })
-        .await;
+        let is_ready = |mirror: Option<&Mirror>| {
+            let conditions = mirror.and_then(|m| m.status.as_ref()).map(|s| s.conditions.as_slice()).unwrap_or_default();
+            condition::get(conditions, "Ready").is_some_and(|c| c.status == "True")
+        };
+        self.met(mirror, is_ready).await;
     }
 
     async fn running(&self, resync: &str) -> MirrorResync {
-        let api: Api<MirrorResync> = self.api();
-        let mut found = None;
-        until(&format!("MirrorResync {resync} is Running"), LIMIT, async || {
-            let Ok(Some(resync)) = api.get_opt(resync).await else { return false };
-            let phase = resync.status.as_ref().map(|s| s.phase).unwrap_or_default();
-            assert!(phase == Phase::Running || !phase.is_end(), "{:?}", resync.status);
-            found = Some(resync);
-            phase == Phase::Running
-        })
-        .await;
-        found.expect("it was found")
+        let phase = |resync: Option<&MirrorResync>| resync.and_then(|r| r.status.as_ref()).map(|s| s.phase).unwrap_or_default();
+        let found = self.met(resync, move |resync: Option<&MirrorResync>| phase(resync) == Phase::Running || phase(resync).is_end()).await;
+        assert!(phase(Some(&found)) == Phase::Running, "{:?}", found.status);
+        found
+    }
+
+    /// Waits by a watch: whoever asks the API server all the time takes from what is measured.
+    async fn met<K>(&self, name: &str, condition: impl Condition<K>) -> K
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + 'static,
+    {
+        let met = tokio::time::timeout(LIMIT, await_condition(self.api::<K>(), name, condition)).await;
+        let met = met.unwrap_or_else(|_| panic!("{} {name}: not within {LIMIT:?}", K::kind(&()))).expect("the API server answers");
+        met.expect("it is there")
     }
 
     /// A resync that nobody watches: seconds from apply to Running, and milliseconds of the swap's lock.

@@ -74,7 +74,7 @@ impl MemoryWatch {
         let watcher = thread::spawn(move || {
             while !until.load(Ordering::Relaxed) {
                 look(&mut into.lock().expect("nobody panics with it"));
-                thread::sleep(Duration::from_millis(100));
+                thread::sleep(Duration::from_millis(500));
             }
         });
         Self { peaks, over, watcher: Some(watcher) }
