@@ -305,8 +305,13 @@ impl Pass<'_> {
         }
         let Some(report) = self.stream_report(status) else {
             let failure = self.seen.report.as_ref().and_then(|r| r.failure.as_ref()).map(|f| format!("{}: {}", f.reason, f.message));
-            let why = failure.or(self.seen.pod_trouble.clone()).unwrap_or_else(|| "The pipeline pod is starting.".into());
-            return (Running, Verdict::Unknown, "PipelineNotReachable", why);
+            return match (failure, &self.seen.pod_trouble) {
+                (None, Some(trouble)) => (Running, Verdict::False, "PipelineNotRunning", trouble.clone()),
+                (why, _) => {
+                    let why = why.unwrap_or_else(|| "The pipeline pod is starting.".into());
+                    (Running, Verdict::Unknown, "PipelineNotReachable", why)
+                }
+            };
         };
         let stream = report.stream.clone().unwrap_or_default();
         if let Some(lost) = &stream.slot_lost {

@@ -1,6 +1,9 @@
 //! Things die at any moment; nothing is lost or doubled.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use mirror_operator::api::resync::Phase;
 use serde_json::json;
@@ -28,6 +31,12 @@ pub async fn loading(world: &World, resync: &str) {
         if done > 1 && done < all { Ok(()) } else { Err(format!("{done} of {all} chunks of {resync}")) }
     })
     .await;
+}
+
+/// The chunks of the newest epoch that are loaded, and when they were.
+async fn loaded(world: &World) -> BTreeMap<i32, String> {
+    let sql = "SELECT number, loaded_at::text FROM _mirror_operator.chunk WHERE loaded_at IS NOT NULL AND epoch = (SELECT max(epoch) FROM _mirror_operator.epoch)";
+    world.destination.query(sql, &[]).await.unwrap().iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
 /// Kills what runs of a component; awaits that something does.
@@ -58,6 +67,7 @@ async fn killing_workers_pipeline_and_swap_in_mid_resync_loses_nothing() {
     let world = wide(World::new("kills").await, 100_000).await;
     world.apply(world.resync("again", "m", slow())).await.unwrap();
     loading(&world, "again").await;
+    let before = loaded(&world).await;
     kill(&world, "snapshot").await;
     holders(&world, 3).await;
     kill(&world, "pipeline").await;
@@ -76,6 +86,10 @@ async fn killing_workers_pipeline_and_swap_in_mid_resync_loses_nothing() {
     reader.batch_execute("COMMIT").await.unwrap();
     let ended = world.phase("again", Phase::Running).await;
     assert_eq!(ended.status.unwrap().snapshot.unwrap().exports, 1, "the snapshot outlived the pipeline pod");
+    let after = loaded(&world).await;
+    for (chunk, at) in before {
+        assert_eq!(after.get(&chunk), Some(&at), "chunk {chunk} was loaded again");
+    }
     equal(&world).await;
     world.end().await;
 }

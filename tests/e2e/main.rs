@@ -17,6 +17,7 @@ mod failures;
 mod gate;
 mod handover;
 mod life;
+mod obstacles;
 mod pods;
 mod rules;
 mod snowflake;

@@ -16,21 +16,26 @@ use crate::{
     world::{LIMIT, World, until},
 };
 
+/// Kills the operator's pods without a word. Returns how many there were.
+pub async fn kill_operators(world: &World) -> usize {
+    let pods: Api<Pod> = Api::all(world.client.clone());
+    let labels = "app.kubernetes.io/name=mirror-operator,app.kubernetes.io/component=operator";
+    let operators = pods.list(&ListParams::default().labels(labels)).await.unwrap();
+    let found = operators.items.len();
+    for pod in operators {
+        let api: Api<Pod> = Api::namespaced(world.client.clone(), &pod.namespace().unwrap());
+        // It may have died meanwhile.
+        let _ = api.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await;
+    }
+    found
+}
+
 #[tokio::test]
 async fn a_killed_operator_goes_on_where_it_stood() {
     let world = wide(World::alone("operator-kill").await, 60_000).await;
     world.apply(world.resync("again", "m", slow())).await.unwrap();
     loading(&world, "again").await;
-    let pods: Api<Pod> = Api::all(world.client.clone());
-    let operators = pods
-        .list(&ListParams::default().labels("app.kubernetes.io/name=mirror-operator,app.kubernetes.io/component=operator"))
-        .await
-        .unwrap();
-    assert!(!operators.items.is_empty(), "the operator's pod bears its labels");
-    for pod in operators {
-        let api: Api<Pod> = Api::namespaced(world.client.clone(), &pod.namespace().unwrap());
-        api.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await.unwrap();
-    }
+    assert!(kill_operators(&world).await > 0, "the operator's pod bears its labels");
     world.phase("again", Phase::Running).await;
     equal(&world).await;
     world.end().await;
