@@ -21,7 +21,10 @@ use kube::{
 use mirror_operator::api::{Peer, condition, resync::Phase};
 use serde_json::json;
 
-use crate::world::{LIMIT, World, until};
+use crate::{
+    failures::{equal, loading, slow, wide},
+    world::{LIMIT, World, until},
+};
 
 const NAMESPACE: &str = "mirror-operator";
 
@@ -47,12 +50,31 @@ fn older_chart() -> PathBuf {
     chart
 }
 
-fn install_older(chart: &Path) {
+/// The operator's image under another name, as an older release has one.
+fn older_image() -> String {
     let image = std::env::var("IMAGE").expect("IMAGE is the operator's image");
+    let (repository, _) = image.rsplit_once(':').expect("an image with a tag");
+    let older = format!("{repository}:older");
+    run("ctr", &["--namespace", "k8s.io", "images", "tag", "--force", &image, &older]);
+    older
+}
+
+fn install_older(chart: &Path, image: &str) {
     let (repository, tag) = image.rsplit_once(':').expect("an image with a tag");
     let set = format!("image.repository={repository},image.tag={tag}");
     let chart = chart.to_str().unwrap();
     run("helm", &["upgrade", "--install", "mirror-operator", chart, "--namespace", NAMESPACE, "--set", &set, "--wait", "--timeout", "2m"]);
+}
+
+/// Awaits that the pipeline of an epoch runs with this image.
+async fn pipeline_has(world: &World, pod: &str, image: &str) {
+    until(&format!("{pod} runs {image}"), LIMIT, || async {
+        let pod = world.api::<Pod>().get_opt(pod).await.map_err(|e| e.to_string())?.ok_or("no pod")?;
+        let has = pod.spec.and_then(|s| s.containers.into_iter().next()).and_then(|c| c.image).unwrap_or_default();
+        let running = pod.status.and_then(|s| s.phase).is_some_and(|phase| phase == "Running");
+        if running && has == image { Ok(()) } else { Err(has) }
+    })
+    .await;
 }
 
 async fn short_names(world: &World) -> Vec<String> {
@@ -101,12 +123,19 @@ async fn streaming(test: &str) -> World {
 }
 
 #[tokio::test]
-async fn an_upgrade_brings_the_kinds_of_its_release_and_mirrors_stream_on() {
-    let world = streaming("upgrade").await;
-    let chart = older_chart();
-    install_older(&chart);
+async fn an_upgrade_in_mid_load_brings_the_kinds_and_the_image_of_its_release_and_nothing_begins_anew() {
+    if std::env::var("CLUSTER").is_ok_and(|c| c == "existing") {
+        return; // An image gets another name on the testbed's node only.
+    }
+    let world = wide(World::alone("upgrade").await, 60_000).await;
+    let (chart, older) = (older_chart(), older_image());
+    install_older(&chart, &older);
     assert_eq!(short_names(&world).await, Vec::<String>::new());
-    world.source.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
+    pipeline_has(&world, "m-e1-0", &older).await;
+    world.source.batch_execute("INSERT INTO small VALUES (1000)").await.unwrap();
+    world.equal("small", "id").await;
+    world.apply(world.resync("again", "m", slow())).await.unwrap();
+    loading(&world, "again").await;
     install(&[]);
     std::fs::remove_dir_all(chart).unwrap();
     until("the short name is back", LIMIT, || async {
@@ -114,8 +143,13 @@ async fn an_upgrade_brings_the_kinds_of_its_release_and_mirrors_stream_on() {
         if names == ["mirror"] { Ok(()) } else { Err(format!("{names:?}")) }
     })
     .await;
+    let ended = world.phase("again", Phase::Running).await;
+    assert_eq!(ended.status.unwrap().snapshot.unwrap().exports, 1, "the snapshot was held all the while");
+    pipeline_has(&world, "m-e2-0", &std::env::var("IMAGE").unwrap()).await;
+    world.source.batch_execute("INSERT INTO small VALUES (1001)").await.unwrap();
     world.ready("m").await;
-    world.equal("t", "id").await;
+    equal(&world).await;
+    run("ctr", &["--namespace", "k8s.io", "images", "rm", &older]);
     world.end().await;
 }
 
