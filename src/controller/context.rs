@@ -59,6 +59,16 @@ pub enum Error {
     /// Leader election failed.
     #[error("leader election: {0}")]
     Lease(String),
+    /// An object of our kinds does not fit its kind as this version has it.
+    #[error("{kind} {name:?} cannot be read: {cause}. Correct that field, or go back to the operator that it was made for")]
+    Unreadable {
+        /// Kind.
+        kind: String,
+        /// Name.
+        name: String,
+        /// Why.
+        cause: String,
+    },
     /// A stored brief cannot be read.
     #[error(
         "the brief in ConfigMap {name:?} cannot be read: {cause}. Put back what it held, or go back to the operator that wrote it; to let the Mirror go without \
@@ -85,6 +95,7 @@ impl Error {
             Self::Refused { .. } => Some("WorkloadRefused"),
             Self::NotOurs { .. } => Some("NameTaken"),
             Self::Brief { .. } => Some("BriefUnreadable"),
+            Self::Unreadable { .. } => Some("Unreadable"),
             _ => None,
         }
     }
