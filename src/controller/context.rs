@@ -292,3 +292,22 @@ fn cut(text: &str, limit: usize) -> String {
     }
     format!("{}…", &text[..end])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_object_whose_passes_fail_is_tried_later_each_time_within_a_minute_until_one_goes_well() {
+        let settings = Settings { watch_namespace: None, namespace: "o".into(), identity: "o-0".into(), image: "i".into(), port: 0 };
+        let context = Context::new(Client::new(axum::Router::new(), "n"), settings);
+        let pauses =
+            |uid: &str, times: usize| -> Vec<u64> { (0..times).map(|_| u64::try_from(context.failed(uid).as_millis()).unwrap()).collect() };
+        assert_eq!(pauses("a", 10), [500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000, 60_000]);
+        assert_eq!(pauses("b", 1), [500], "another object has its own");
+        context.succeeded("a");
+        assert_eq!(pauses("a", 2), [500, 1_000]);
+        context.forget("a");
+        assert_eq!((pauses("a", 1), pauses("b", 1)), (vec![500], vec![1_000]), "one that is gone leaves nothing");
+    }
+}

@@ -1,6 +1,7 @@
 //! The Mirror's planner as a table.
 
 mod beside;
+mod reasons;
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use serde_json::json;
