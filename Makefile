@@ -3,9 +3,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
-# CLUSTER=existing uses the cluster of KUBECONFIG instead of the testbed's. It needs IMAGE, a reference that the
-# cluster can pull; e2e also needs SOURCE_URL and DESTINATION_URL, superusers' URLs of two servers that pods and this machine
-# reach, CLICKHOUSE_URL, that of a ClickHouse server (http://user:password@host:port/database), and the password of their superuser `postgres` in PGPASSWORD.
+# CLUSTER=existing uses the cluster of KUBECONFIG instead of the testbed's. What that needs stands in tests/testbed/README.md, and each target looks for it
+# before it does anything.
 CLUSTER ?= local
 # Versions of PostgreSQL: those of the contract tests (14 to 18 serve), and those of the end-to-end tests' two servers.
 POSTGRES ?= 15 18
@@ -16,6 +15,8 @@ export PGPASSWORD ?= testbed-secret
 E2E_THREADS ?= 5
 # Only tests whose name contains this.
 TEST ?=
+# Where the demonstration's mirror goes, if not to PostgreSQL: clickhouse, snowflake or bigquery.
+DESTINATION ?=
 # A project of BigQuery, for test-live.
 BIGQUERY ?=
 
@@ -27,22 +28,26 @@ bigquery := $(testbed)/bigquery
 snowflake := $(testbed)/snowflake
 step := $(testbed)/step
 scripts := $(wildcard .ci/run bench/run demo/run demo/watch demo/destination/*.sh tests/chart/golden.sh) \
-  $(addprefix $(testbed)/,bigquery check-image cluster/cluster cluster/node cluster/tested clickhouse contract emulated image install-chart pack postgres setup snowflake step)
+  $(addprefix $(testbed)/,bigquery check-image cluster/cluster cluster/node cluster/tested clickhouse contract emulated image install-chart pack postgres setup snowflake step terminal)
 # The test suites, by what they need: database servers, a cluster, or neither.
 suites := $(basename $(notdir $(wildcard tests/*.rs) $(patsubst %/main.rs,%,$(wildcard tests/*/main.rs))))
 contract_suites := $(filter destination source stream,$(suites))
 unit_suites := $(filter-out $(contract_suites) e2e,$(suites))
+# End-to-end tests that kill containers or servers of this machine, or that pods have to reach. One that is missing here fails on another cluster and says why.
+testbed_tests := away:: killing_workers_pipeline_and_swap a_stream_whose_pod_is_killed with_a_live_handover_the_old_tables \
+  both_servers_may_be_killed a_server_behind_tls whatever_is_killed an_upgrade_in_mid_load a_server_that_is_not_set_up a_mirror_whose_source_is_gone
 
 # helm and kubectl, and Go if setup brought it
 export PATH := $(shell $(cluster) bin):$(shell $(testbed)/setup path):$(PATH)
 export CLUSTER
 
+# needs_cluster TARGET
 ifeq ($(CLUSTER),existing)
 on_node :=
-needs_cluster := setup given
+needs_cluster = given-$(1) setup
 else
 on_node = $(cluster) exec env IMAGE="$$(cat target/image.ref)"
-needs_cluster := cluster-up image
+needs_cluster = cluster-up image
 endif
 
 .PHONY: help
@@ -105,18 +110,22 @@ ifeq ($(CLUSTER),existing)
 source_url = $(SOURCE_URL)
 destination_url = $(DESTINATION_URL)
 clickhouse_url = $(CLICKHOUSE_URL)
+left_out := $(testbed_tests)
 else
 source_url = $(shell $(postgres) url source)
 destination_url = $(shell $(postgres) url destination)
 clickhouse_url = $(shell $(clickhouse) url clickhouse)
-e2e: servers
+e2e demo-tested: servers
 endif
 .PHONY: e2e
-e2e: $(needs_cluster) ## end-to-end tests on a real Kubernetes
+e2e: $(call needs_cluster,e2e) ## end-to-end tests on a real Kubernetes
 	@$(step) "e2e build" cargo test --locked --no-run --test e2e
 	@$(step) "chart install" $(on_node) $(testbed)/install-chart
 	@$(step) "e2e tests" $(on_node) env SOURCE_URL=$(source_url) DESTINATION_URL=$(destination_url) CLICKHOUSE_URL=$(clickhouse_url) \
-	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) --skip bigquery --skip snowflake $(TEST)
+	  cargo test --locked --offline --test e2e -- --test-threads=$(E2E_THREADS) $(addprefix --skip ,bigquery snowflake $(left_out)) $(TEST)
+ifneq ($(left_out),)
+	@echo "==> left out, as they need the testbed's cluster: $(left_out)"
+endif
 ifeq ($(CLUSTER)$(TEST),local)
 	@$(step) "e2e servers, 18 and 17" bash -ec '$(postgres) up source-18 18 5438 --on-node; $(postgres) up destination-17 17 5437 --on-node'
 	@$(step) "e2e tests, 18 to 17" $(on_node) env SOURCE_URL=$$($(postgres) url source-18) DESTINATION_URL=$$($(postgres) url destination-17) \
@@ -126,7 +135,7 @@ ifeq ($(CLUSTER)$(TEST),local)
 endif
 
 .PHONY: e2e-emulated
-e2e-emulated: $(needs_cluster) servers ## end-to-end tests of Snowflake and BigQuery against emulators; one that cannot be installed is left out
+e2e-emulated: $(call needs_cluster,e2e-emulated) servers ## end-to-end tests of Snowflake and BigQuery against emulators; one that cannot be installed is left out
 	@$(step) "chart install" $(on_node) $(testbed)/install-chart
 	@$(testbed)/emulated e2e $(TEST)
 
@@ -140,27 +149,28 @@ servers: cluster-up
 	@$(step) "destination, PostgreSQL $(DESTINATION_POSTGRES)" $(postgres) up destination $(DESTINATION_POSTGRES) 5433 --on-node
 
 .PHONY: test
-test: ## check, unit, contract, emulated, e2e, e2e-emulated and demo, with the time of each step
+test: $(if $(filter existing,$(CLUSTER)),given-test) ## check, unit, contract, emulated, e2e, e2e-emulated and demo, with the time of each step
 	@mkdir -p target && rm -f target/steps.tsv
-	@status=0; $(MAKE) --no-print-directory check unit contract emulated e2e e2e-emulated demo-tested || status=$$?; $(step); exit $$status
+	@status=0; $(MAKE) --no-print-directory check unit contract emulated e2e $(if $(filter local,$(CLUSTER)),e2e-emulated) demo-tested || status=$$?; $(step); exit $$status
 
 .PHONY: bench
 bench: setup ## measure, against psql and pgcopydb in the same run
 	@bench/run
 
 .PHONY: demo
-demo: $(needs_cluster) ## a mirror and its resync, live in the terminal (DESTINATION=clickhouse|snowflake|bigquery: to another one)
+demo: $(call needs_cluster,demo) ## a mirror and its resync, live in the terminal (DESTINATION=clickhouse|snowflake|bigquery: to another one)
 # The node reaches nothing outside: what it starts was installed before.
 ifeq ($(CLUSTER),local)
 	@$(if $(filter clickhouse snowflake bigquery,$(DESTINATION)),$(step) "$(DESTINATION)" $(testbed)/$(DESTINATION) install)
 endif
 	@$(on_node) demo/run
 
-# The demonstration checks what it shows. It is removed afterwards: tests that are run again count what the operator writes.
+# The demonstration checks what it shows: once in a terminal of its own, once with the cluster as somebody's own. It is removed afterwards: tests that are run again count what the operator writes.
 .PHONY: demo-tested
-demo-tested: $(needs_cluster)
-	@$(step) "demo" $(on_node) demo/run
-	@$(step) "demo, ClickHouse" $(on_node) env DESTINATION=clickhouse demo/run
+demo-tested: $(call needs_cluster,demo-tested)
+	@$(step) "demo, in a terminal" $(on_node) env DESTINATION= $(testbed)/terminal demo/run
+	@$(step) "demo, ClickHouse, as on a cluster of one's own" $(on_node) $(MAKE) --no-print-directory demo DESTINATION=clickhouse \
+	  CLUSTER=existing SOURCE_URL=$(source_url) CLICKHOUSE_URL=$(clickhouse_url)
 	@$(step) "demo removed" $(on_node) env DESTINATION=clickhouse demo/run clean
 
 .PHONY: image
@@ -194,7 +204,12 @@ clean: cluster-down ## stop everything and delete what was built, except for the
 helm: setup
 	@$(step) "helm" $(cluster) build helm
 
-.PHONY: given
-given:
-	@: $${IMAGE:?must be a reference that the existing cluster can pull}
-	@: $${SOURCE_URL:?must be a superuser\'s URL of a server that pods and this machine reach} $${DESTINATION_URL:?must be another}
+# What CLUSTER=existing needs for a target. The emulators are the testbed's own, on its node.
+given-e2e given-demo-tested given-test: given := IMAGE SOURCE_URL DESTINATION_URL CLICKHOUSE_URL
+given-demo: given := IMAGE SOURCE_URL $(if $(filter clickhouse,$(DESTINATION)),CLICKHOUSE_URL,DESTINATION_URL)
+given-e2e-emulated: only := make e2e-emulated
+given-demo: only := $(addprefix make demo DESTINATION=,$(filter snowflake bigquery,$(DESTINATION)))
+given-%:
+	@if [[ "$(only)" ]]; then echo "$(only) needs the testbed's cluster, where the emulators run: leave CLUSTER=existing out" >&2; exit 2; fi
+	@missing=(); for name in $(given); do [[ $${!name-} ]] || missing+=("$$name"); done; \
+	if [[ $${missing[*]-} ]]; then echo "make $* with CLUSTER=existing needs $${missing[*]}: see tests/testbed/README.md" >&2; exit 2; fi

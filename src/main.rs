@@ -290,4 +290,18 @@ mod tests {
         let failure = until_told(told).await.unwrap_err();
         assert_eq!((failure.reason.as_str(), failure.permanent), ("Terminated", false));
     }
+
+    #[test]
+    fn a_brief_that_cannot_be_read_stops_the_pod_for_good_and_is_named() {
+        let path = std::env::temp_dir().join(format!("brief-{}.json", std::process::id()));
+        let told = |cause: &str| {
+            let failure = read_brief(&path).unwrap_err();
+            assert_eq!((failure.reason.as_str(), failure.permanent), ("BadBrief", true));
+            assert!(failure.message.starts_with(path.to_str().unwrap()) && failure.message.contains(cause), "{}", failure.message);
+        };
+        told("No such file");
+        std::fs::write(&path, "{\"mirror\": 7}").unwrap();
+        told("invalid type");
+        std::fs::remove_file(path).unwrap();
+    }
 }

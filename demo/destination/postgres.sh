@@ -13,6 +13,7 @@ start_destination() {
 # Prints what it is.
 meet_destination() {
   local version
+  : "${DESTINATION_URL:?see demo/run --help}"
   version=$(admin DESTINATION --command 'SHOW server_version') || return 1
   destination_url=$(with_database "$DESTINATION_URL" "$destination_database")
   say "DESTINATION is PostgreSQL $version"

@@ -37,7 +37,7 @@ const BYTES_PATTERN: &str = "^[1-9][0-9]*(Ki|Mi|Gi|Ti|k|M|G|T)?$";
 /// The pattern of [`Span`], enforced by the API server.
 const SPAN_PATTERN: &str = "^([0-9]+(ms|s|m|h))+$";
 
-/// What is larger counts as this. An object that the API server has accepted must never be unreadable: one such object in a list would hide all others.
+/// What is larger counts as this. An object that the API server has accepted must never be unreadable: nobody could serve it.
 const LARGEST: u64 = 1 << 60;
 /// See [`LARGEST`]: 100 years.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);

@@ -59,6 +59,16 @@ pub enum Error {
     /// Leader election failed.
     #[error("leader election: {0}")]
     Lease(String),
+    /// An object of our kinds does not fit its kind as this version has it.
+    #[error("{kind} {name:?} cannot be read: {cause}. Correct that field, or go back to the operator that it was made for")]
+    Unreadable {
+        /// Kind.
+        kind: String,
+        /// Name.
+        name: String,
+        /// Why.
+        cause: String,
+    },
     /// A stored brief cannot be read.
     #[error(
         "the brief in ConfigMap {name:?} cannot be read: {cause}. Put back what it held, or go back to the operator that wrote it; to let the Mirror go without \
@@ -85,6 +95,7 @@ impl Error {
             Self::Refused { .. } => Some("WorkloadRefused"),
             Self::NotOurs { .. } => Some("NameTaken"),
             Self::Brief { .. } => Some("BriefUnreadable"),
+            Self::Unreadable { .. } => Some("Unreadable"),
             _ => None,
         }
     }
@@ -280,4 +291,23 @@ fn cut(text: &str, limit: usize) -> String {
         end -= 1;
     }
     format!("{}…", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_object_whose_passes_fail_is_tried_later_each_time_within_a_minute_until_one_goes_well() {
+        let settings = Settings { watch_namespace: None, namespace: "o".into(), identity: "o-0".into(), image: "i".into(), port: 0 };
+        let context = Context::new(Client::new(axum::Router::new(), "n"), settings);
+        let pauses =
+            |uid: &str, times: usize| -> Vec<u64> { (0..times).map(|_| u64::try_from(context.failed(uid).as_millis()).unwrap()).collect() };
+        assert_eq!(pauses("a", 10), [500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000, 60_000]);
+        assert_eq!(pauses("b", 1), [500], "another object has its own");
+        context.succeeded("a");
+        assert_eq!(pauses("a", 2), [500, 1_000]);
+        context.forget("a");
+        assert_eq!((pauses("a", 1), pauses("b", 1)), (vec![500], vec![1_000]), "one that is gone leaves nothing");
+    }
 }

@@ -9,6 +9,7 @@ use k8s_openapi::{
 use kube::{
     Api, ResourceExt,
     api::{ListParams, ObjectMeta},
+    core::DeserializeGuard,
     runtime::controller::Action,
 };
 
@@ -18,6 +19,7 @@ use super::{
     ensure::owner,
     observe::job_facts,
     refusal::tell,
+    unreadable::known,
 };
 use crate::{
     api::{Mirror, MirrorResync, MirrorStatus, Peer, condition, resync::Handover},
@@ -121,8 +123,8 @@ async fn brief_of(mirror: &Mirror, deleting: bool, context: &Context) -> Result<
             return Ok(Ok(stored));
         }
     }
-    let peers: Api<Peer> = Api::namespaced(context.client.clone(), &namespace);
-    let (source, destination) = (peers.get_opt(&mirror.spec.source.peer).await?, peers.get_opt(&mirror.spec.destination.peer).await?);
+    let source = context.read::<Peer>(&namespace, &mirror.spec.source.peer).await?;
+    let destination = context.read::<Peer>(&namespace, &mirror.spec.destination.peer).await?;
     Ok(brief(mirror, None, epoch, source.as_ref(), destination.as_ref(), None).map(Box::new))
 }
 
@@ -130,12 +132,13 @@ fn forget_name(mirror: &Mirror) -> String {
     format!("{}-forget", mirror.name_any())
 }
 
-/// An older Mirror that writes one of this one's tables through the same Peer.
+/// An older Mirror that writes one of this one's tables through the same Peer. One that cannot be read is not known to: what its tables hold tells
+/// whose they are.
 async fn conflict(mirror: &Mirror, context: &Context) -> Result<Option<String>, Error> {
-    let mirrors: Api<Mirror> = Api::namespaced(context.client.clone(), &mirror.namespace().unwrap_or_default());
+    let mirrors: Api<DeserializeGuard<Mirror>> = Api::namespaced(context.client.clone(), &mirror.namespace().unwrap_or_default());
     let destination = |t: &crate::api::mirror::Table| t.destination.clone().unwrap_or_else(|| t.source.clone());
     let ours: Vec<String> = mirror.spec.tables.iter().map(destination).collect();
-    for other in mirrors.list(&ListParams::default()).await? {
+    for other in known(mirrors.list(&ListParams::default()).await?.items, |_| false)? {
         let older = (other.creation_timestamp(), other.uid()) < (mirror.creation_timestamp(), mirror.uid());
         if other.uid() == mirror.uid() || !older || other.spec.destination.peer != mirror.spec.destination.peer {
             continue;
@@ -147,9 +150,13 @@ async fn conflict(mirror: &Mirror, context: &Context) -> Result<Option<String>, 
     Ok(None)
 }
 
+/// Its resyncs. The Mirror waits for the active one even if that cannot be read: to take it for gone would begin another on top of it.
 async fn resyncs_of(mirror: &Mirror, context: &Context) -> Result<Vec<ResyncFacts>, Error> {
-    let api: Api<MirrorResync> = Api::namespaced(context.client.clone(), &mirror.namespace().unwrap_or_default());
-    let mut list = api.list(&ListParams::default().fields(&format!("spec.mirror={}", mirror.name_any()))).await?.items;
+    let api: Api<DeserializeGuard<MirrorResync>> = Api::namespaced(context.client.clone(), &mirror.namespace().unwrap_or_default());
+    let list = api.list(&ListParams::default().fields(&format!("spec.mirror={}", mirror.name_any()))).await?.items;
+    let active = mirror.status.as_ref().and_then(|s| s.active_resync.as_ref()).map(|a| a.uid.as_str());
+    let goes = mirror.metadata.deletion_timestamp.is_some() && forced(mirror);
+    let mut list = known(list, |uid| active == Some(uid) && !goes)?;
     // These make no epoch.
     list.retain(|r| !r.spec.dry_run);
     list.sort_by_key(|r| (r.creation_timestamp(), r.name_any()));

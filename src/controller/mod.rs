@@ -8,16 +8,18 @@ mod peer;
 mod refusal;
 mod resync;
 mod serve;
+mod unreadable;
 
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use kube::{
     Api, Client, ResourceExt,
+    core::DeserializeGuard,
     runtime::{
         Controller,
         controller::{Action, Config},
-        reflector::ObjectRef,
+        reflector::{ObjectRef, Store},
         watcher,
     },
 };
@@ -27,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub use context::{Context, Error};
 
 use crate::api::{Mirror, MirrorResync, Peer};
+use unreadable::readable;
 
 /// How the operator runs.
 #[derive(Clone, Debug)]
@@ -86,48 +89,59 @@ async fn controllers(context: &Arc<Context>, stop: &CancellationToken) {
     let all = watcher::Config::default;
     let owned = || watcher::Config::default().labels("app.kubernetes.io/managed-by=mirror-operator");
 
-    let peers = Controller::new(context.api::<Peer>(), all())
+    let peers = Controller::new(context.guarded::<Peer>(), all())
         .owns(context.api::<k8s_openapi::api::batch::v1::Job>(), owned())
         .with_config(config.clone())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
-        .run(peer::reconcile, retry, context.clone())
+        .run(|object, context| readable(object, context, peer::reconcile), retry, context.clone())
         .for_each(|_| async {});
 
-    let mirrors = Controller::new(context.api::<Mirror>(), all());
+    let mirrors = Controller::new(context.guarded::<Mirror>(), all());
     let readers = mirrors.store();
     let mirrors = mirrors
         .owns(context.api::<k8s_openapi::api::batch::v1::Job>(), owned())
         .owns(context.api::<k8s_openapi::api::apps::v1::StatefulSet>(), owned())
-        .watches(context.api::<MirrorResync>(), all(), |r| Some(ObjectRef::new(&r.spec.mirror).within(&r.namespace().unwrap_or_default())))
-        .watches(context.api::<Peer>(), all(), move |peer| {
+        .watches(context.guarded::<MirrorResync>(), all(), |resync| {
+            let of = |r: MirrorResync| ObjectRef::new(&r.spec.mirror).within(&r.namespace().unwrap_or_default());
+            resync.0.ok().map(of)
+        })
+        .watches(context.guarded::<Peer>(), all(), move |peer| {
             let (name, namespace) = (peer.name_any(), peer.namespace());
-            let uses = move |m: &Arc<Mirror>| m.namespace() == namespace && (m.spec.source.peer == name || m.spec.destination.peer == name);
-            readers.state().into_iter().filter(uses).map(|m| ObjectRef::from_obj(&*m)).collect::<Vec<_>>()
+            let uses = move |m: &Mirror| m.namespace() == namespace && (m.spec.source.peer == name || m.spec.destination.peer == name);
+            all_that(&readers, uses)
         })
         .with_config(config.clone())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
-        .run(mirror::reconcile, retry, context.clone())
+        .run(|object, context| readable(object, context, mirror::reconcile), retry, context.clone())
         .for_each(|_| async {});
 
-    let resyncs = Controller::new(context.api::<MirrorResync>(), all());
+    let resyncs = Controller::new(context.guarded::<MirrorResync>(), all());
     let waiting = resyncs.store();
     let resyncs = resyncs
         .owns(context.api::<k8s_openapi::api::batch::v1::Job>(), owned())
-        .watches(context.api::<Mirror>(), all(), move |mirror| {
+        .watches(context.guarded::<Mirror>(), all(), move |mirror| {
             let (name, namespace) = (mirror.name_any(), mirror.namespace());
-            let of = move |r: &Arc<MirrorResync>| {
+            let of = move |r: &MirrorResync| {
                 let waits = r.status.as_ref().is_none_or(|s| !s.phase.is_end()) || !r.finalizers().is_empty();
                 r.namespace() == namespace && r.spec.mirror == name && waits
             };
-            waiting.state().into_iter().filter(of).map(|r| ObjectRef::from_obj(&*r)).collect::<Vec<_>>()
+            all_that(&waiting, of)
         })
         .with_config(config)
         .graceful_shutdown_on(stop.clone().cancelled_owned())
-        .run(resync::reconcile, retry, context.clone())
+        .run(|object, context| readable(object, context, resync::reconcile), retry, context.clone())
         .for_each(|_| async {});
 
     context.set_leading(true);
     tokio::join!(peers, mirrors, resyncs);
+}
+
+/// Of the objects that a controller knows and that can be read, those that fit.
+fn all_that<K>(store: &Store<DeserializeGuard<K>>, fits: impl Fn(&K) -> bool) -> Vec<ObjectRef<DeserializeGuard<K>>>
+where
+    K: kube::Resource<DynamicType = ()> + Clone,
+{
+    store.state().iter().filter(|object| object.0.as_ref().is_ok_and(&fits)).map(|object| ObjectRef::from_obj(&**object)).collect()
 }
 
 /// An object whose reconcile failed is tried again, later each time; the others go on.
@@ -153,5 +167,12 @@ impl Context {
             Some(namespace) => Api::namespaced(self.client.clone(), namespace),
             None => Api::all(self.client.clone()),
         }
+    }
+
+    fn guarded<K>(&self) -> Api<DeserializeGuard<K>>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        self.api()
     }
 }

@@ -71,6 +71,15 @@ mod tests {
     }
 
     #[test]
+    fn an_object_that_is_in_the_way_is_told_by_its_name() {
+        let (mut conditions, now) = (vec![], Timestamp::from_second(1_000).unwrap());
+        let error = Error::NotOurs { kind: "Job".into(), name: "again-swap".into() };
+        let words = "Job \"again-swap\" exists but belongs to something else; it must be removed first.";
+        assert_eq!(note(&error, &mut conditions, "Succeeded", Some(1), now), Some(Notice::warning("NameTaken", words)));
+        assert_eq!((conditions[0].reason.as_str(), conditions[0].message.as_str()), ("NameTaken", words));
+    }
+
+    #[test]
     fn what_passes_by_itself_is_not_told() {
         let mut conditions = vec![];
         let going = Error::Going { kind: "Job".into(), name: "again-snapshot".into() };

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::{api::batch::v1::Job, jiff::Timestamp};
-use kube::{Api, ResourceExt, runtime::controller::Action};
+use kube::{ResourceExt, runtime::controller::Action};
 
 use super::{Context, Error, context::KindLabels, ensure::owner, observe::job_facts, refusal::tell};
 use crate::{
@@ -17,9 +17,8 @@ use crate::{
 pub async fn reconcile(resync: Arc<MirrorResync>, context: Arc<Context>) -> Result<Action, Error> {
     context.metrics.reconciles.get_or_create(&KindLabels { kind: "MirrorResync".into() }).inc();
     let uid = resync.uid().unwrap_or_default();
-    let mirror = mirror_of(&resync, &context).await?;
-    let seen = match observe(&resync, mirror.as_ref(), &context).await {
-        Ok(seen) => seen,
+    let (mirror, seen) = match look(&resync, &context).await {
+        Ok(found) => found,
         Err(error) => {
             tell(&context, &*resync, &error, "Succeeded", |r| &mut r.status.get_or_insert_default().conditions).await?;
             return Err(error);
@@ -57,9 +56,11 @@ fn gone(error: Error) -> Result<(), Error> {
     }
 }
 
-async fn mirror_of(resync: &MirrorResync, context: &Context) -> Result<Option<Mirror>, Error> {
-    let api: Api<Mirror> = Api::namespaced(context.client.clone(), &resync.namespace().unwrap_or_default());
-    Ok(api.get_opt(&resync.spec.mirror).await?)
+/// Its Mirror, and all else that a plan is made of.
+async fn look(resync: &MirrorResync, context: &Context) -> Result<(Option<Mirror>, Observed), Error> {
+    let mirror = context.read::<Mirror>(&resync.namespace().unwrap_or_default(), &resync.spec.mirror).await?;
+    let seen = observe(resync, mirror.as_ref(), context).await?;
+    Ok((mirror, seen))
 }
 
 async fn observe(resync: &MirrorResync, mirror: Option<&Mirror>, context: &Context) -> Result<Observed, Error> {
@@ -132,9 +133,8 @@ async fn fresh_brief(
         true => None,
         false => context.stored_brief(&namespace, &mirror.name_any(), &mirror.uid().unwrap_or_default(), live_epoch).await?,
     };
-    let peers: Api<Peer> = Api::namespaced(context.client.clone(), &namespace);
-    let source = peers.get_opt(&mirror.spec.source.peer).await?;
-    let destination = peers.get_opt(&mirror.spec.destination.peer).await?;
+    let source = context.read::<Peer>(&namespace, &mirror.spec.source.peer).await?;
+    let destination = context.read::<Peer>(&namespace, &mirror.spec.destination.peer).await?;
     Ok(mirror::brief(mirror, Some(resync), epoch, source.as_ref(), destination.as_ref(), live.as_deref()).map(Box::new))
 }
 

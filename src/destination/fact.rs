@@ -207,3 +207,24 @@ pub(super) fn written<F: Fact>(fact: &F) -> Result<String, Error> {
 fn unreadable(error: serde_json::Error) -> Error {
     permanent("LedgerUnreadable", format!("the destination's ledger was written by another version: {error}. Start a new resync"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fact_that_another_version_wrote_is_refused_with_the_way_out() {
+        let mut facts = Facts::default();
+        for (number, value) in [(0, "{}"), (1, "not JSON")] {
+            facts.add(Table::KIND, number, Row { version: 1, value: value.into(), at: String::new() });
+            let Err(Error::Permanent(failure)) = facts.get::<Table>(number) else { panic!("{value} is no table") };
+            assert_eq!(failure.reason, "LedgerUnreadable");
+            assert!(
+                failure.message.contains("written by another version: ") && failure.message.ends_with("Start a new resync"),
+                "{failure:?}"
+            );
+        }
+        assert!(matches!(facts.all::<Table>(), Err(Error::Permanent(_))));
+        assert!(facts.get::<Table>(2).unwrap().is_none(), "what is not there is not unreadable");
+    }
+}

@@ -2,6 +2,7 @@
 
 mod beside;
 mod pods;
+mod reasons;
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use serde_json::json;

@@ -205,6 +205,22 @@ mod tests {
     }
 
     #[test]
+    fn a_check_that_does_not_run_or_says_nothing_is_told_and_is_no_verdict() {
+        let now = Timestamp::from_second(1_000).unwrap();
+        let trouble = || Some("Pod x: ErrImagePull. ".to_string());
+        for (ended, trouble, reason, words) in [
+            (None, trouble(), "CheckNotRunning", "Pod x: ErrImagePull. "),
+            (Some(now), trouble(), "CheckFailed", "Pod x: ErrImagePull. "),
+            (Some(now), None, "CheckFailed", "the check ended without a word; look at the logs of its pod"),
+        ] {
+            let plan = plan(&peer(1, None), &Observed { check: Some(CheckFacts { ended, report: None, trouble }) }, now);
+            let ready = condition::get(&plan.status.conditions, "Ready").unwrap();
+            assert_eq!((ready.status.as_str(), ready.reason.as_str(), ready.message.as_str()), ("Unknown", reason, words));
+            assert!(plan.effects.contains(&Effect::Say(Notice::warning(reason, words))), "{:?}", plan.effects);
+        }
+    }
+
+    #[test]
     fn what_is_missing_is_named_and_looked_at_again_later() {
         let now = Timestamp::from_second(1_000).unwrap();
         let failure = Failure { reason: "WalLevel".into(), message: "wal_level is replica.".into(), permanent: true };

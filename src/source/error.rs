@@ -161,11 +161,36 @@ mod tests {
             ("53400", ("SourceLimitReached", false)),
             ("55P03", ("SourceLocked", false)),
             ("22021", ("SourceRefused", true)),
+            ("XX001", ("SourceDataCorrupted", true)),
+            ("XX002", ("SourceDataCorrupted", true)),
             ("28P01", ("AuthenticationFailed", false)),
             ("ZZ999", ("SourceError", false)),
         ];
         for (code, advice) in table {
             assert_eq!(advise(&SqlState::from_code(code)), advice, "{code}");
+        }
+    }
+
+    #[test]
+    fn what_passes_is_told_and_what_people_have_to_cure_stays() {
+        let server = |sqlstate: &str| WireError::Server { sqlstate: sqlstate.into(), message: "words".into(), hint: None };
+        let (peer, secret) = ("p".to_string(), "s".to_string());
+        let reading = |sqlstate| Error::Reading { doing: "reading public.orders".into(), cause: server(sqlstate) };
+        let table = [
+            (reading("XX001"), ("SourceDataCorrupted", true), "reading public.orders: words (SQLSTATE XX001)"),
+            (reading("42703"), ("SourceSchemaChanged", true), "apply a new MirrorResync"),
+            (Error::Rewritten("public.orders".into()), ("TableRewritten", false), "public.orders"),
+            (Error::SnapshotGone { name: "n".into(), lsn: crate::postgres::Lsn(1) }, ("SnapshotLost", false), "no session"),
+            (
+                Error::Connect(ConnectError::BadCertificate { peer, secret, cause: "no PEM".into() }),
+                ("BadCertificate", false),
+                "Secret \"s\"",
+            ),
+        ];
+        for (error, (reason, permanent), words) in table {
+            let failure = error.failure();
+            assert_eq!((failure.reason.as_str(), failure.permanent), (reason, permanent));
+            assert!(failure.message.contains(words), "{}", failure.message);
         }
     }
 }

@@ -156,23 +156,28 @@ mod tests {
         let server =
             |sqlstate: &str| StreamError::Wire(WireError::Server { sqlstate: sqlstate.into(), message: "words".into(), hint: None });
         let slot = || ("s".to_string(), "gone".to_string());
+        let nonsense = StreamError::Nonsense { at: Lsn(7), what: "a row of an unknown table".into() };
         let cases = [
-            (StreamError::Destination(destination::Error::Superseded(7)), Next::End(Ended::Superseded(7)), None),
-            (StreamError::Destination(destination::Error::Displaced), Next::End(Ended::Displaced), None),
-            (StreamError::Destination(destination::Error::Transient("x".into())), Next::Retry, None),
-            (StreamError::Park { table: 3, why: "w".into() }, Next::Park(3, "w".into()), None),
-            (StreamError::Wire(WireError::SlotLost { slot: slot().0, cause: slot().1 }), Next::Wait(LONG), Some("gone")),
-            (StreamError::Wire(WireError::SlotActive { slot: slot().0, cause: slot().1 }), Next::Wait(MOMENT), None),
-            (server("57P01"), Next::Retry, None),
-            (server("53300"), Next::Retry, None),
-            (server("55000"), Next::Wait(Duration::from_secs(5)), None),
-            (server("58P01"), Next::Wait(LONG), Some("words")),
-            (server("42704"), Next::Wait(LONG), None),
+            (StreamError::Destination(destination::Error::Superseded(7)), Next::End(Ended::Superseded(7)), None, ""),
+            (StreamError::Destination(destination::Error::Displaced), Next::End(Ended::Displaced), None, ""),
+            (StreamError::Destination(destination::Error::Transient("x".into())), Next::Retry, None, "DestinationUnavailable"),
+            (StreamError::Park { table: 3, why: "w".into() }, Next::Park(3, "w".into()), None, "TableParked"),
+            (nonsense, Next::Wait(LONG), None, "StreamUnreadable"),
+            (StreamError::Wire(WireError::SlotLost { slot: slot().0, cause: slot().1 }), Next::Wait(LONG), Some("gone"), "SlotLost"),
+            (StreamError::Wire(WireError::SlotActive { slot: slot().0, cause: slot().1 }), Next::Wait(MOMENT), None, "SlotInUse"),
+            (server("57P01"), Next::Retry, None, "SourceUnavailable"),
+            (server("53300"), Next::Retry, None, "SourceUnavailable"),
+            (server("55000"), Next::Wait(Duration::from_secs(5)), None, "SourceRefuses"),
+            (server("42501"), Next::Wait(Duration::from_secs(5)), None, "SourceRefuses"),
+            (server("28000"), Next::Wait(Duration::from_secs(5)), None, "SourceRefuses"),
+            (server("58P01"), Next::Wait(LONG), Some("words"), "SlotLost"),
+            (server("42704"), Next::Wait(LONG), None, "PublicationMissing"),
         ];
-        for (error, next, lost) in cases {
+        for (error, next, lost, reason) in cases {
             let text = error.to_string();
             let advice = advise(error);
             assert_eq!((advice.next, advice.slot_lost.as_deref()), (next, lost), "{text}");
+            assert_eq!(advice.failure.map(|f| f.reason).unwrap_or_default(), reason, "{text}");
         }
     }
 }

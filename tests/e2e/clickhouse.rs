@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::{
     gate::NODE,
     tls,
-    world::{LIMIT, World, judged, until},
+    world::{LIMIT, World, judged, only_on_the_testbed, until},
 };
 
 const ORDERS: &str = "CREATE TABLE orders (id bigint PRIMARY KEY, customer bigint NOT NULL, total numeric(12,2), note text);
@@ -123,9 +123,7 @@ async fn another_order_by_comes_with_a_resync_and_deleted_rows_are_carried() {
 
 #[tokio::test]
 async fn a_server_behind_tls_is_verified_and_mirrored_to() {
-    if std::env::var("CLUSTER").is_ok_and(|c| c == "existing") {
-        return; // Pods there do not reach this process.
-    }
+    only_on_the_testbed("it has pods come to this process");
     let world = World::new("clickhouse-tls").await;
     let server = Server::new();
     place(&world, &server).await;

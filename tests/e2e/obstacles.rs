@@ -11,7 +11,7 @@ use crate::{
     failures::{equal, loading, wide},
     gate::{Gate, NODE, Stand},
     visible::one_table,
-    world::{LIMIT, World, judged, message, until},
+    world::{LIMIT, World, judged, message, only_on_the_testbed, until},
 };
 
 /// A server of one test's own, on the cluster's node.
@@ -39,9 +39,7 @@ impl Drop for Server {
 
 #[tokio::test]
 async fn a_server_that_is_not_set_up_for_replication_is_told_each_setting_and_serves_once_it_is() {
-    if std::env::var("CLUSTER").is_ok_and(|c| c == "existing") {
-        return; // A server can be started on the testbed's node only.
-    }
+    only_on_the_testbed("starting another server");
     let world = World::new("not-set-up").await;
     let unset = ["wal_level=replica", "max_replication_slots=0", "max_wal_senders=0"];
     let server = Server::up("e2e-not-set-up", 5450, &unset);
@@ -126,7 +124,7 @@ async fn more_workers_join_a_load_that_is_under_way() {
 
 #[tokio::test]
 async fn a_mirror_whose_source_is_gone_for_good_goes_when_it_is_told_to() {
-    let Some(gate) = Gate::open("SOURCE").await else { return };
+    let gate = Gate::open("SOURCE").await;
     let world = World::new("gone-for-good").await;
     world.apply(world.peer("source", "SOURCE", json!({ "host": gate.host, "port": gate.port }))).await.unwrap();
     let world = one_table(world).await;

@@ -41,6 +41,9 @@ async fn a_peer_that_makes_no_sense_is_refused() {
     for (spec, words) in table {
         refused(&world, peer(spec), words).await;
     }
+    let named = |length| json!({ "kind": "Peer", "metadata": { "name": "p".repeat(length) }, "spec": with(json!({})) });
+    refused(&world, named(46), "45 characters").await;
+    world.apply(named(45)).await.expect("a Peer");
     world.end().await;
 }
 
@@ -59,6 +62,8 @@ async fn a_mirror_that_makes_no_sense_is_refused_and_so_is_another_peer_for_it()
         (mirror(json!({ "source": { "peer": "source", "slot": "Has-Dash" } })), "should match"),
         (mirror(json!({ "snapshot": { "chunkSize": "much" } })), "should match"),
         (mirror(json!({ "snapshot": { "chunkSize": "0" } })), "should match"),
+        (mirror(json!({ "snapshot": { "chunkSize": "65535" } })), "must be at least 64Ki"),
+        (mirror(json!({ "snapshot": { "partitionSize": "1023Ki" } })), "must be at least 1Mi"),
         (mirror(json!({ "replication": { "batchInterval": "soon" } })), "should match"),
         (mirror(json!({ "snapshot": { "resources": { "limits": { "memory": "-1Mi" } } } })), "should match"),
         (
@@ -68,6 +73,12 @@ async fn a_mirror_that_makes_no_sense_is_refused_and_so_is_another_peer_for_it()
         (
             mirror(json!({ "replication": { "resources": { "requests": { "cpu": "2" }, "limits": { "cpu": "1999m" } } } })),
             "requests.cpu is more than limits.cpu",
+        ),
+        (
+            mirror(
+                json!({ "snapshot": { "resources": { "requests": { "ephemeral-storage": "1Gi" }, "limits": { "ephemeral-storage": "1G" } } } }),
+            ),
+            "requests.ephemeral-storage is more than limits.ephemeral-storage",
         ),
         (mirror(json!({ "pods": { "tolerations": [{ "value": "x" }] } })), "without key operator must be Exists"),
         (mirror(json!({ "pods": { "tolerations": [{ "key": "a", "operator": "Exists", "value": "x" }] } })), "operator Equal"),
@@ -80,7 +91,8 @@ async fn a_mirror_that_makes_no_sense_is_refused_and_so_is_another_peer_for_it()
     for (manifest, words) in table {
         refused(&world, manifest, words).await;
     }
-    world.apply(mirror(json!({ "suspend": true }))).await.expect("a Mirror");
+    let least = json!({ "chunkSize": "64Ki", "partitionSize": "1Mi", "resources": { "requests": { "ephemeral-storage": "1Gi" }, "limits": { "ephemeral-storage": "1024Mi" } } });
+    world.apply(mirror(json!({ "suspend": true, "snapshot": least }))).await.expect("a Mirror");
     refused(&world, mirror(json!({ "source": { "peer": "elsewhere" } })), "source.peer cannot be changed").await;
     refused(&world, mirror(json!({ "destination": { "peer": "elsewhere" } })), "destination.peer cannot be changed").await;
     world.end().await;
@@ -94,6 +106,16 @@ async fn a_resync_is_fixed_but_for_its_parallelism_and_its_approval() {
     refused(&world, world.resync("r", "m", json!({ "handover": "Sideways" })), "supported values").await;
     refused(&world, world.resync("r", "m", json!({ "tables": ["public.t"] })), "tables needs handover: Live").await;
     refused(&world, world.resync("r", "m", json!({ "handover": "Live", "tables": ["a.b", "a.b"] })), "duplicate").await;
+    for (snapshot, words) in [
+        (json!({ "chunkSize": "1k" }), "must be at least 64Ki"),
+        (json!({ "partitionSize": "1M" }), "must be at least 1Mi"),
+        (
+            json!({ "resources": { "requests": { "memory": "1Gi" }, "limits": { "memory": "1G" } } }),
+            "requests.memory is more than limits.memory",
+        ),
+    ] {
+        refused(&world, world.resync("r", "m", json!({ "snapshot": snapshot })), words).await;
+    }
     world.apply(world.resync("some", "nobody", json!({ "handover": "Live", "tables": ["a.b"] }))).await.expect("a resync");
     refused(&world, world.resync("some", "nobody", json!({ "handover": "Live", "tables": ["a.b", "a.c"] })), "tables cannot be changed")
         .await;
@@ -114,6 +136,8 @@ async fn a_resync_is_fixed_but_for_its_parallelism_and_its_approval() {
     world.apply(sized(json!({}))).await.expect("a resync");
     world.apply(sized(json!({ "maxParallelWorkers": 3 }))).await.expect("its parallelism");
     world.apply(with("swap", json!({ "approval": "Manual", "approved": true }))).await.expect("its approval");
+    // Once it has begun it cannot: tests/e2e/verify.rs.
+    world.apply(with("verification", json!("RowCount"))).await.expect("its verification, before it has begun");
     let resources = json!({ "resources": { "limits": { "cpu": "2" } } });
     for more in [json!({ "chunkSize": "2Mi" }), json!({ "partitionSize": "64Mi" }), json!({ "maxBytesPerSecond": "1Mi" }), resources] {
         refused(&world, sized(more), "only maxParallelWorkers can be changed").await;
@@ -121,6 +145,7 @@ async fn a_resync_is_fixed_but_for_its_parallelism_and_its_approval() {
     let table = [
         (with("carry", json!({ "missing": false })), "carry and keepOld cannot be changed"),
         (with("dryRun", json!(true)), "dryRun cannot be changed"),
+        (with("handover", json!("Live")), "handover cannot be changed"),
         (with("keepOld", json!("2h")), "carry and keepOld cannot be changed"),
         (with("swap", json!({ "oldSnapshotWait": "1s" })), "swap.onOldSnapshot cannot be changed"),
         (with("swap", json!({ "onOldSnapshot": "Fail" })), "swap.onOldSnapshot cannot be changed"),

@@ -70,6 +70,12 @@ pub async fn connect(side: &str, database: &str) -> tokio_postgres::Client {
     client
 }
 
+/// Of a test that does what only the testbed's cluster allows. `make e2e CLUSTER=existing` leaves such tests out: `testbed_tests` of the Makefile.
+pub fn only_on_the_testbed(what: &str) {
+    let elsewhere = std::env::var("CLUSTER").is_ok_and(|cluster| cluster == "existing");
+    assert!(!elsewhere, "{what}: only the testbed's cluster allows that. Add this test to `testbed_tests` of the Makefile");
+}
+
 /// Asks until the answer is `Some`; panics with the last word on what was missing.
 pub async fn until<T, F: Future<Output = Result<T, String>>>(what: &str, limit: Duration, mut ask: impl FnMut() -> F) -> T {
     let deadline = Instant::now() + limit;
@@ -309,6 +315,7 @@ impl World {
 
     /// Kills every running container of a component with SIGKILL, as the kernel's OOM killer would. Returns how many there were.
     pub async fn kill(&self, component: &str) -> usize {
+        only_on_the_testbed("it kills containers by the node's containerd");
         let mut killed = 0;
         for pod in self.pods(component).await {
             for container in pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten()) {

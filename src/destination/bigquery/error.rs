@@ -137,6 +137,7 @@ mod tests {
         for reason in ["accessDenied", "invalidQuery", "billingNotEnabled"] {
             assert!(matches!(of(400, reason, "x"), Error::Permanent(_)), "{reason}");
         }
+        assert!(matches!(of(403, "billingNotEnabled", "x"), Error::Permanent(f) if f.reason == "BillingDisabled"));
         assert!(matches!(of(404, "notFound", "Not found: Dataset p:d"), Error::Permanent(_)));
         assert!(matches!(of(404, "notFound", "Not found: Table p:d.t"), Error::Transient(_)));
     }

@@ -287,3 +287,18 @@ pub(super) async fn swap_report(at: &BigQuery) -> Result<Option<SwapReport>, Err
 pub(super) fn shadow_of(at: &BigQuery, table: &Table) -> TableName {
     mark::shadow(&table.schema.destination, at.brief.epoch, table.generation)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_that_the_ledger_cannot_take_at_once_is_refused_with_the_field_to_raise() {
+        let at = super::super::tests::unconnected(&json!({}));
+        let facts = |count| -> Vec<Entry> { (0..count).map(|_| Entry { value: "x".repeat(999), ..closing(1) }).collect() };
+        assert!(at.insertion(&facts(8_000)).is_ok());
+        let Err(Error::Permanent(failure)) = at.insertion(&facts(9_001)) else { panic!("too much was taken") };
+        assert_eq!(failure.reason, "PlanTooLarge");
+        assert!(failure.message.contains("9001 chunks") && failure.message.contains("raise snapshot.chunkSize"), "{}", failure.message);
+    }
+}

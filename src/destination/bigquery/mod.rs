@@ -257,3 +257,25 @@ impl Destination for BigQuery {
         apply::open(self).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::BigQuery;
+    use crate::brief::DestinationPeer;
+
+    /// One of a mirror of `public.t`, kept as `options` say, that has connected to nothing.
+    pub(super) fn unconnected(options: &Value) -> BigQuery {
+        let object = |kind: &str, name: &str, spec: Value| json!({ "apiVersion": "mirror-operator.io/v1alpha1", "kind": kind, "metadata": { "name": name, "namespace": "n" }, "spec": spec });
+        let peer = |name: &str, spec: Value| serde_json::from_value(object("Peer", name, spec)).unwrap();
+        let source = peer("a", json!({ "roles": ["Source"], "postgres": { "host": "h", "database": "d", "user": "u" } }));
+        let to = peer("b", json!({ "roles": ["Destination"], "bigquery": { "project": "p", "dataset": "shop" } }));
+        let tables = json!([{ "source": "public.t", "bigquery": options }]);
+        let spec = json!({ "source": { "peer": "a" }, "destination": { "peer": "b" }, "tables": tables });
+        let mirror = serde_json::from_value(object("Mirror", "m", spec)).unwrap();
+        let brief = crate::mirror::brief(&mirror, None, 1, Some(&source), Some(&to), None).unwrap();
+        let DestinationPeer::BigQuery(to) = brief.destination.clone() else { panic!("{:?}", brief.destination) };
+        BigQuery::new(brief, to)
+    }
+}

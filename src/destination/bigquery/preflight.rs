@@ -244,4 +244,49 @@ mod tests {
             assert!(!is_column_name(wrong), "{wrong}");
         }
     }
+
+    /// What is said of the layout of a table with an id and a note, kept as the Mirror says.
+    fn said(options: &serde_json::Value) -> Vec<String> {
+        let column = |name: &str, type_: &str| crate::table::Column {
+            source: name.into(),
+            destination: name.into(),
+            source_type: type_.into(),
+            base_type: None,
+            source_type_oid: 0,
+            destination_type: type_.into(),
+            not_null: false,
+            generated: None,
+            binary: true,
+            as_text: false,
+        };
+        let table = TableSchema {
+            number: 0,
+            source: TableName::parse("public.t").unwrap(),
+            source_oid: 1,
+            destination: TableName::parse("shop.t").unwrap(),
+            columns: vec![column("id", "INT64"), column("day", "DATE"), column("doc", "JSON")],
+            identity: crate::table::Identity::Key(vec![0]),
+            partition_key: None,
+        };
+        let mut found = vec![];
+        layout(&super::super::tests::unconnected(options), &table, &mut found);
+        found.into_iter().map(|failure| format!("{}: {}", failure.reason, failure.message)).collect()
+    }
+
+    #[test]
+    fn a_layout_that_the_table_cannot_have_is_named_with_its_cure() {
+        use serde_json::json;
+        let fine = json!({ "clusterBy": ["ID", "day"], "partitionBy": "DATE_TRUNC(day, MONTH)", "requirePartitionFilter": true });
+        assert_eq!(said(&fine), Vec::<String>::new());
+        let table = [
+            (json!({ "clusterBy": ["nope"] }), "Layout: shop.t has no column \"nope\", which clusterBy names"),
+            (json!({ "clusterBy": ["doc"] }), "Layout: column \"doc\" of shop.t has a type that a table cannot be clustered by"),
+            (json!({ "partitionBy": "DATE(nope)" }), "Layout: partitionBy of shop.t names no column of the table"),
+            (json!({ "requirePartitionFilter": true }), "Layout: requirePartitionFilter of shop.t is of no use without partitionBy"),
+        ];
+        for (options, words) in table {
+            let said = said(&options);
+            assert!(said.len() == 1 && said[0].starts_with(words), "{said:?}");
+        }
+    }
 }

@@ -105,12 +105,17 @@ fn a_cleanup_that_finds_the_tables_swapped_leads_to_the_resyncs_good_end() {
     for way in 0..3 {
         let mut world = World::swapping(json!({}));
         world.swapped = Some(SwapReport { lock_millis: 3, ..SwapReport::default() });
+        let mut found = 0;
         match way {
             0 => world.resync.spec.cancel = true,
             1 => world.resync.metadata.deletion_timestamp = Some(Time(now())),
             _ => world.seen.swap_job = given_up(Some(failure("Refused"))),
         }
-        assert_eq!(world.run(), Phase::Running, "way {way}");
+        while !world.phase().is_end() {
+            found += events(&world.plan(), "SwapFound");
+            world.step();
+        }
+        assert_eq!((world.phase(), found), (Phase::Running, 1), "way {way}");
         let status = world.resync.status.clone().unwrap();
         assert_eq!((status.ending, status.swap.unwrap().lock_millis), (None, 3));
         assert!(world.did("EnsureCleanupJob"));
@@ -181,6 +186,10 @@ fn pods_that_do_not_end_are_named_and_after_a_minute_cleaned_up_behind() {
     let said = |plan: &Plan| condition::get(&plan.status.conditions, "Succeeded").unwrap().message.clone();
     assert!(!said(&at(&world, 5)).contains("shop-e2-0"), "usually they end in no time");
     let waits = at(&world, 59);
+    assert_eq!(
+        (events(&waits, "PodsRemain"), condition::get(&waits.status.conditions, "Succeeded").unwrap().reason.as_str()),
+        (1, "PodsRemain")
+    );
     assert!(said(&waits).contains("again-snapshot-0-x, shop-e2-0") && !waits.status.begun.contains(&Step::Cleanup), "{}", said(&waits));
     let goes_on = at(&world, 60);
     assert!(goes_on.status.begun.contains(&Step::Cleanup));
@@ -222,6 +231,45 @@ fn a_job_that_ended_by_its_exit_code_fails_the_resync_also_without_a_word() {
     world.seen.swap_job = Some(JobFacts { refused: true, ..given_up(None).unwrap() });
     assert_eq!(world.run(), Phase::Failed);
     assert_eq!(world.verdict().1, "SwapFailed");
+    let mut world = World::new(json!({ "suspend": true }));
+    world.run();
+    world.seen.snapshot_job = Some(JobFacts { refused: true, ..given_up(None).unwrap() });
+    assert_eq!(world.run(), Phase::Failed);
+    assert_eq!(world.verdict().1, "SnapshotFailed");
+}
+
+#[test]
+fn what_keeps_pods_from_running_is_told_once_and_ends_nothing() {
+    let trouble = || Some("Pod x cannot be scheduled: 0/1 nodes are available.".to_string());
+    let mut world = World::new(json!({ "suspend": true }));
+    world.step();
+    world.seen.pod_trouble = trouble();
+    world.seen.report = None;
+    let told = |world: &World, reason: &str| {
+        let plan = world.plan();
+        let said = condition::get(&plan.status.conditions, "Succeeded").unwrap();
+        assert_eq!((said.status.as_str(), said.reason.as_str(), Some(&said.message)), ("Unknown", reason, trouble().as_ref()));
+        events(&plan, reason)
+    };
+    while world.phase() != Phase::Setup {
+        world.step();
+        world.seen.report = None;
+    }
+    assert_eq!(told(&world, "PipelineNotRunning"), 1);
+    world.resync.status = Some(world.plan().status);
+    assert_eq!(told(&world, "PipelineNotRunning"), 0);
+    world.seen.pod_trouble = None;
+    world.run();
+    assert_eq!(world.phase(), Phase::Snapshot);
+    world.seen.snapshot_job.as_mut().unwrap().pod_trouble = trouble();
+    assert_eq!(told(&world, "WorkerNotRunning"), 1);
+    assert_eq!(
+        {
+            world.resync.spec.suspend = false;
+            world.run()
+        },
+        Phase::Running
+    );
 }
 
 #[test]

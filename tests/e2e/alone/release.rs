@@ -23,7 +23,7 @@ use serde_json::json;
 
 use crate::{
     failures::{equal, loading, slow, wide},
-    world::{LIMIT, World, until},
+    world::{LIMIT, World, only_on_the_testbed, until},
 };
 
 const NAMESPACE: &str = "mirror-operator";
@@ -124,9 +124,7 @@ async fn streaming(test: &str) -> World {
 
 #[tokio::test]
 async fn an_upgrade_in_mid_load_brings_the_kinds_and_the_image_of_its_release_and_nothing_begins_anew() {
-    if std::env::var("CLUSTER").is_ok_and(|c| c == "existing") {
-        return; // An image gets another name on the testbed's node only.
-    }
+    only_on_the_testbed("giving an image another name");
     let world = wide(World::alone("upgrade").await, 60_000).await;
     let (chart, older) = (older_chart(), older_image());
     install_older(&chart, &older);

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::{
     failures::{equal, loading, slow, wide},
-    world::{LIMIT, World, until},
+    world::{LIMIT, World, only_on_the_testbed, until},
 };
 
 fn server(command: &str, name: &str) {
@@ -16,9 +16,7 @@ fn server(command: &str, name: &str) {
 
 #[tokio::test]
 async fn both_servers_may_be_killed_in_mid_load_and_come_back() {
-    if std::env::var("CLUSTER").is_ok_and(|c| c == "existing") {
-        return; // Servers of one's own are not ours to kill.
-    }
+    only_on_the_testbed("it kills the database servers");
     let mut world = wide(World::alone("server-kill").await, 60_000).await;
     world.apply(world.resync("again", "m", slow())).await.unwrap();
     loading(&world, "again").await;
