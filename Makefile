@@ -169,7 +169,7 @@ endif
 .PHONY: demo-tested
 demo-tested: $(call needs_cluster,demo-tested)
 	@$(step) "demo, in a terminal" $(on_node) env DESTINATION= $(testbed)/terminal demo/run
-	@$(step) "demo, ClickHouse, as on a cluster of one's own" $(on_node) $(MAKE) --no-print-directory demo DESTINATION=clickhouse \
+	@$(step) "demo, cluster of one's own" $(on_node) $(MAKE) --no-print-directory demo DESTINATION=clickhouse \
 	  CLUSTER=existing SOURCE_URL=$(source_url) CLICKHOUSE_URL=$(clickhouse_url)
 	@$(step) "demo removed" $(on_node) env DESTINATION=clickhouse demo/run clean
 

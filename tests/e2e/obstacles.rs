@@ -110,7 +110,8 @@ async fn more_workers_join_a_load_that_is_under_way() {
         let running = |p: &k8s_openapi::api::core::v1::Pod| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
         world.pods("snapshot").await.iter().filter(|p| running(p)).count()
     };
-    assert_eq!(loading_now().await, 1);
+    // None while one pod has ended and the next one starts.
+    assert!(loading_now().await <= 1, "one at a time");
     world.apply(world.resync("again", "m", with(4))).await.unwrap();
     until("four workers load", LIMIT, || async {
         let workers = loading_now().await;
