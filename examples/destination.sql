@@ -4,4 +4,4 @@ GRANT CONNECT, CREATE, TEMPORARY ON DATABASE warehouse TO mirror_destination;
 GRANT USAGE, CREATE ON SCHEMA public TO mirror_destination;   -- each schema that the tables are to be in; schemas that do not exist are created
 
 -- Readers: grants are given once and kept by every resync.
---   GRANT SELECT ON public.orders TO analyst;
+--   GRANT SELECT ON public.shop_orders TO analyst;

@@ -52,7 +52,11 @@ fn refusals() -> Vec<(&'static str, Value, &'static str)> {
         ("a-view", json!([{ "source": "public.v" }]), "public.v"),
         ("not-ours", json!([{ "source": "public.foreign_data" }]), "foreign_data"),
         ("foreign-shadow", json!([{ "source": "public.shadowed" }]), "shadowed_resync"),
-        ("key-excluded", json!([{ "source": "public.good", "destination": "public.key-excluded", "excludeColumns": ["id"] }]), "id"),
+        (
+            "key-excluded",
+            json!([{ "source": "public.good", "destination": "public.key-excluded", "excludeColumns": ["id"] }]),
+            "public.good: column \"id\" is part of the key and cannot be excluded; remove it from excludeColumns",
+        ),
         (
             "no-such-column",
             json!([{ "source": "public.good", "destination": "public.no-such-column", "excludeColumns": ["nothere"] }]),
@@ -107,6 +111,7 @@ async fn a_mirror_that_cannot_work_is_refused_before_anything_is_changed() {
         let mirror: Mirror = world.get(name).await;
         assert_eq!(mirror.status.unwrap().live_epoch, 0, "{name}");
     }
+    world.event("key-excluded-initial", "KeyColumnExcluded").await;
     assert_eq!(world.slots().await, Vec::<String>::new(), "no slot was made");
     assert_eq!(world.tables("public").await, ["foreign_data", "shadowed_resync"]);
     let rows = "SELECT (SELECT count(*) FROM foreign_data) + (SELECT count(*) FROM shadowed_resync)";

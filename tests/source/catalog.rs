@@ -170,10 +170,12 @@ async fn wishes_that_cannot_be_met_are_refused_with_the_cure() {
     };
     assert_eq!(read(&fixture, &fine()).await.1, []);
     type Wish = Box<dyn Fn(&mut Brief)>;
-    let table: [(Wish, &str); 11] = [
+    let table: [(Wish, &str); 13] = [
         (Box::new(|b| b.tables[0].exclude_columns.clear()), "ColumnClash"),
         (Box::new(|b| b.tables[0].exclude_columns.push("id".into())), "KeyColumnExcluded"),
         (Box::new(|b| b.tables[0].exclude_columns.push("nope".into())), "ColumnMissing"),
+        (Box::new(|b| b.tables[0].source = "nodot".into()), "BadTableName"),
+        (Box::new(|b| b.tables[0].destination = Some("nodot".into())), "BadTableName"),
         (Box::new(|b| b.tables[0].partition_key = Some("nope".into())), "ColumnMissing"),
         (Box::new(|b| b.tables[0].partition_key = Some("_PEERDB_SYNCED_AT".into())), "PartitionKey"),
         (Box::new(|b| b.tables[0].partition_key = Some("note".into())), "PartitionKey"),

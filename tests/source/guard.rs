@@ -287,3 +287,73 @@ async fn a_live_pod_goes_on_once_people_have_cured_what_it_called_permanent() {
     drop(destination);
     fixture.end().await;
 }
+
+#[tokio::test]
+async fn a_column_of_the_key_that_is_excluded_is_refused_by_name_and_nothing_is_made() {
+    let fixture = Fixture::new().await;
+    let (source, target) = (fixture.at_source().await, fixture.at_destination().await);
+    source
+        .batch_execute(
+            "CREATE TABLE t (day date, id int, note text, PRIMARY KEY (day, id)); INSERT INTO t VALUES ('2026-01-01', 1, 'x');
+             CREATE TABLE u (a int, b text NOT NULL); CREATE UNIQUE INDEX u_b ON u (b); ALTER TABLE u REPLICA IDENTITY USING INDEX u_b",
+        )
+        .await
+        .unwrap();
+    let mut brief = fixture.brief(1, &["public.t", "public.u"]);
+    brief.tables[0].exclude_columns = vec!["note".into(), "id".into()];
+    brief.tables[1].exclude_columns = vec!["b".into()];
+    let pod = Pod::start(&brief).await;
+    let failure = pod.fails().await;
+    pod.stop().await;
+    let of = |column: &str| format!("column \"{column}\" is part of the key and cannot be excluded; remove it from excludeColumns");
+    assert_eq!(
+        (failure.reason.as_str(), failure.message.lines().collect::<Vec<_>>()),
+        ("KeyColumnExcluded", vec![format!("public.t: {}", of("id")).as_str(), format!("public.u: {}", of("b")).as_str()])
+    );
+    let traces =
+        "SELECT (SELECT count(*) FROM pg_replication_slots WHERE database = current_database()) + (SELECT count(*) FROM pg_publication)
+        + (SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p'))
+        + (SELECT count(*) FROM pg_namespace WHERE nspname = '_mirror_operator')";
+    assert_eq!((number(&source, traces).await, number(&target, traces).await), (2, 0), "the source's two tables and nothing else");
+
+    brief.tables[0].exclude_columns.pop();
+    brief.tables[1].exclude_columns = vec!["a".into()];
+    whole(&fixture, &brief).await;
+    assert_eq!(number(&target, "SELECT count(*) FROM t").await, 1);
+    finish::forget(&brief, true).await.unwrap();
+    drop((source, target));
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_ledger_that_is_not_understood_stops_the_stream_with_the_way_out_and_is_left_as_it_is() {
+    let fixture = Fixture::new().await;
+    let (source, target) = (fixture.at_source().await, fixture.at_destination().await);
+    source.batch_execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)").await.unwrap();
+    let brief = fixture.brief(1, &["public.t"]);
+    whole(&fixture, &brief).await;
+    source.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
+    let keep = "CREATE TABLE kept AS SELECT schema, (SELECT applied_lsn FROM _mirror_operator.epoch) AS at FROM _mirror_operator.table";
+    target.batch_execute(keep).await.unwrap();
+    for (change, words) in [
+        ("UPDATE _mirror_operator.table SET schema = '{\"number\": 0}'", "written by another version"),
+        ("UPDATE _mirror_operator.epoch SET applied_lsn = NULL, start_lsn = NULL", "no position to stream from"),
+    ] {
+        target.batch_execute(change).await.unwrap();
+        let pod = Pod::start(&brief).await;
+        let failure = pod.fails().await;
+        pod.stop().await;
+        assert_eq!(failure.reason, "LedgerUnreadable");
+        assert!(failure.message.contains(words) && failure.message.ends_with("Start a new resync"), "{failure:?}");
+        assert_eq!(number(&target, "SELECT count(*) FROM t").await, 1, "nothing is applied");
+        let back = "UPDATE _mirror_operator.table SET schema = (SELECT schema FROM kept)";
+        target.batch_execute(back).await.unwrap();
+    }
+    target.batch_execute("UPDATE _mirror_operator.epoch SET applied_lsn = (SELECT at FROM kept)").await.unwrap();
+    let pod = Pod::start(&brief).await;
+    until(&target, "what it was put back to is understood", "SELECT count(*) = 2 FROM t").await;
+    pod.stop().await;
+    finish::forget(&brief, true).await.unwrap();
+    drop((source, target));
+    fixture.end().await;
+}

@@ -9,6 +9,7 @@ mod support;
 
 mod boundary;
 mod catalog;
+mod examples;
 mod fixture;
 mod guard;
 mod handover;

@@ -149,7 +149,9 @@ mod tests {
         let key =
             Command::new("openssl").args(["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]).output().unwrap();
         let private = String::from_utf8(key.stdout).unwrap();
-        let file = std::env::temp_dir().join(format!("mirror-test-key-{}", std::process::id()));
+        // Tests run side by side.
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let file = std::env::temp_dir().join(format!("mirror-test-key-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::SeqCst)));
         std::fs::write(&file, &private).unwrap();
         let public = Command::new("openssl").args(["rsa", "-RSAPublicKey_out", "-in"]).arg(&file).output().unwrap();
         std::fs::remove_file(&file).unwrap();

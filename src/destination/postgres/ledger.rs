@@ -396,7 +396,9 @@ pub(super) async fn progress(at: &Postgres) -> Result<(Load, Vec<TableReport>), 
                       FROM (SELECT bool_and(loaded_at IS NOT NULL) AS loaded, sum(rows) AS rows, sum(bytes) AS bytes FROM _mirror_operator.chunk
                             WHERE mirror = e.mirror AND epoch = e.epoch GROUP BY partition) p) c
         WHERE e.mirror = $1::text::uuid AND e.epoch = $2";
-    let of_tables = "SELECT t.schema -> 'source' ->> 'schema', t.schema -> 'source' ->> 'name', t.destination_schema, t.destination_name,
+    // Whoever reads a schema says why it cannot be read; here it is only a name.
+    let of_tables = "SELECT coalesce(t.schema -> 'source' ->> 'schema', '?'), coalesce(t.schema -> 'source' ->> 'name', '?'),
+            t.destination_schema, t.destination_name,
             coalesce(c.rows, 0)::bigint, coalesce(t.carried_deleted, 0), coalesce(t.carried_missing, 0), t.note, t.sealed_at IS NOT NULL,
             t.parked, t.inserts, t.updates, t.deletes, array_to_string(t.drift, '; '), t.verified_rows
         FROM _mirror_operator.table t
