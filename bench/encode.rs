@@ -1,7 +1,10 @@
 //! How fast a core makes rows of what the source sends, for the destinations that take files or streams. Without a server or a network.
+//!
+//! Criterion measures: it warms up, takes samples, reports how they spread, and whether that differs from the last run.
 
 use std::{fs, hint::black_box, io::Write, time::Duration};
 
+use criterion::{Criterion, SamplingMode, Throughput};
 use mirror_operator::{
     api::{
         bigquery::{NullElements, OutOfRange},
@@ -33,17 +36,26 @@ const LEVEL: i32 = 1;
 /// What a table of BigQuery has if the Mirror does not say otherwise.
 pub const RULES: bigquery::encode::Rules = bigquery::encode::Rules { out_of_range: OutOfRange::Clamp, null_elements: NullElements::Omit };
 
+/// As few as criterion takes: a sample is a million rows or more.
+const SAMPLES: usize = 10;
+
 /// Millions of rows that one core encodes in a second of its time, so that a busy machine counts less.
-pub fn run(book: &mut Book, rows: u64, rounds: usize) {
+pub fn run(book: &mut Book, rows: u64) {
     let data = copied(rows);
+    let mut criterion = Criterion::default();
+    let mut group = criterion.benchmark_group("encode");
+    group.throughput(Throughput::Elements(rows)).sample_size(SAMPLES).sampling_mode(SamplingMode::Flat);
     let mut measure = |name: &str, encode: &dyn Fn() -> u64| {
-        let speeds: Vec<f64> = (0..rounds)
-            .map(|_| {
+        let mut speeds = Vec::new();
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|times| {
                 let before = busy();
-                assert_eq!(encode(), rows, "every row was encoded");
-                rows as f64 / 1e6 / (busy() - before).as_secs_f64()
-            })
-            .collect();
+                (0..times).for_each(|_| assert_eq!(encode(), rows, "every row was encoded"));
+                let took = busy() - before;
+                speeds.push((rows * times) as f64 / 1e6 / took.as_secs_f64());
+                took
+            });
+        });
         book.put(&format!("encode.{name}"), median(&speeds), "Mrows/s", Target::AtLeast(1.0));
     };
     measure("snowflake", &|| files(&data, |piece| _ = black_box(piece)));
@@ -54,6 +66,7 @@ pub fn run(book: &mut Book, rows: u64, rounds: usize) {
         rows
     });
     measure("bigquery", &|| streams(&data));
+    group.finish();
 }
 
 /// The time that this thread has had a processor, as the kernel counts it (proc(5), `schedstat`).

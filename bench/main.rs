@@ -80,9 +80,6 @@ enum Part {
         /// Rows that are encoded.
         #[arg(long, default_value_t = 1_000_000)]
         rows: u64,
-        /// How often each is measured.
-        #[arg(long, default_value_t = 3)]
-        rounds: usize,
     },
     /// What loads to Snowflake and BigQuery ask of a worker.
     Cloud {
@@ -154,7 +151,7 @@ async fn run(part: Part) {
             cloud::run(&mut Book::open(&common.json), &common, &snowflake, rows, rounds).await;
         }
         Part::Sink { kind } => cloud::sink(kind),
-        Part::Encode { json, rows, rounds } => encode::run(&mut Book::open(&json), rows, rounds),
+        Part::Encode { json, rows } => encode::run(&mut Book::open(&json), rows),
         Part::Cluster { common, rows, rounds } => cluster::run(&mut Book::open(&common.json), &common, rows, rounds).await,
         Part::PassThrough(stream) => pass_through::run(&stream).await,
     }

@@ -6,6 +6,7 @@ What is mended here:
 - A job's state is written down once it is done, not three times, and results of queries are dropped when many more have come.
 - Requests that are compressed are read, as the service does.
 - A stream that two ask to commit at the same time is committed once, as the service does.
+- Documents and bytes are read within arrays as they are by themselves: they were left as the texts that they travel as.
 - CREATE OR REPLACE TABLE with columns AS SELECT empties a table and fills it at once: readers found it empty in between.
 - A MERGE inside of a transaction would begin another, which DuckDB 1.5 punishes by giving up the first one. (DuckDB 2, for which the emulator is written, only
   refuses; but its extensions cannot be had from a package registry.)
@@ -69,6 +70,19 @@ def columns(*table):
 
 
 tables.columns = columns
+from local_bigquery.catalog import tabledata  # noqa: E402
+
+travels_as, selected = tabledata._spec_type, tabledata._select
+of_text = {"JSON[]": "CAST(item AS JSON)", "BLOB[]": "from_base64(item)"}
+
+
+def select(column, kind):
+    item = of_text.get(str(kind))
+    return f"list_transform(r.{column}, lambda item: {item})" if item else selected(column, kind)
+
+
+tabledata._spec_type = lambda kind: "VARCHAR[]" if str(kind) in of_text else travels_as(kind)
+tabledata._select = select
 from local_bigquery import app as emulator  # noqa: E402
 from local_bigquery.grpc import write  # noqa: E402
 from local_bigquery.jobs import merge, query, store  # noqa: E402

@@ -9,6 +9,9 @@ use super::{
 };
 use crate::table::TableName;
 
+/// What lets a server drop whatever size it has (ClickHouse docs, "max_table_size_to_drop").
+const NO_LIMITS: &str = "SETTINGS max_table_size_to_drop = 0, max_partition_size_to_drop = 0";
+
 /// How statements are written: for one server, or for all of a cluster.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ddl<'a>(pub(super) Option<&'a str>);
@@ -72,8 +75,12 @@ impl Ddl<'_> {
 
     /// However large the table is, and answered when it is gone.
     pub(super) fn drop(self, table: &TableName) -> String {
-        let limits = "SETTINGS max_table_size_to_drop = 0, max_partition_size_to_drop = 0";
-        format!("DROP TABLE IF EXISTS {}{} SYNC {limits}", quoted(table), self.on())
+        format!("DROP TABLE IF EXISTS {}{} SYNC {NO_LIMITS}", quoted(table), self.on())
+    }
+
+    /// However large the partition is.
+    pub(super) fn drop_partition(self, table: &TableName, partition: &str) -> String {
+        format!("{} DROP PARTITION {partition} {NO_LIMITS}", self.alter(table))
     }
 
     /// One after the other, to the first that fails.
@@ -139,6 +146,7 @@ mod tests {
             ddl.comment(&name("t"), "it's"),
             ddl.mark(&name("t"), &mark, "Orders."),
             ddl.drop(&name("t")),
+            ddl.drop_partition(&name("t"), "'p'"),
             ddl.rename(&[(&name("t"), &name("u")), (&name("u"), &name("v"))]),
             ddl.exchange(&name("t"), &name("u")),
             ddl.kill("query_id = 'a'"),
@@ -159,6 +167,7 @@ mod tests {
             "ALTER TABLE `shop`.`t` MODIFY COMMENT 'it\\'s'",
             "ALTER TABLE `shop`.`t` MODIFY COMMENT 'Orders. [mirror-operator u e2 t3 retired]'",
             "DROP TABLE IF EXISTS `shop`.`t` SYNC SETTINGS max_table_size_to_drop = 0, max_partition_size_to_drop = 0",
+            "ALTER TABLE `shop`.`t` DROP PARTITION 'p' SETTINGS max_table_size_to_drop = 0, max_partition_size_to_drop = 0",
             "RENAME TABLE `shop`.`t` TO `shop`.`u`, `shop`.`u` TO `shop`.`v`",
             "EXCHANGE TABLES `shop`.`t` AND `shop`.`u`",
             "KILL QUERY WHERE query_id = 'a' SYNC",
@@ -181,6 +190,7 @@ mod tests {
             "ALTER TABLE `shop`.`t` ON CLUSTER `c 1` MODIFY COMMENT 'it\\'s'",
             "ALTER TABLE `shop`.`t` ON CLUSTER `c 1` MODIFY COMMENT 'Orders. [mirror-operator u e2 t3 retired]'",
             "DROP TABLE IF EXISTS `shop`.`t` ON CLUSTER `c 1` SYNC SETTINGS max_table_size_to_drop = 0, max_partition_size_to_drop = 0",
+            "ALTER TABLE `shop`.`t` ON CLUSTER `c 1` DROP PARTITION 'p' SETTINGS max_table_size_to_drop = 0, max_partition_size_to_drop = 0",
             "RENAME TABLE `shop`.`t` TO `shop`.`u`, `shop`.`u` TO `shop`.`v` ON CLUSTER `c 1`",
             "EXCHANGE TABLES `shop`.`t` AND `shop`.`u` ON CLUSTER `c 1`",
             "KILL QUERY ON CLUSTER `c 1` WHERE query_id = 'a' SYNC",

@@ -51,7 +51,7 @@ async fn forget_epochs(at: &ClickHouse, which: impl Fn(u32) -> bool) -> Result<(
     let mirror = literal(&at.brief.mirror_uid);
     let sql = format!("SELECT DISTINCT epoch FROM {} WHERE mirror = {mirror}", at.ledger(FACT));
     for row in at.client()?.rows::<Epoch>(&sql, "reading the ledger").await?.iter().filter(|row| which(row.epoch)) {
-        let sql = format!("{} DROP PARTITION (toUUID({mirror}), {})", at.ddl().alter(&at.ledger_name(FACT)), row.epoch);
+        let sql = at.ddl().drop_partition(&at.ledger_name(FACT), &format!("(toUUID({mirror}), {})", row.epoch));
         at.client()?.run(&sql, "writing the ledger").await?;
     }
     Ok(())
@@ -112,7 +112,7 @@ pub(super) async fn forget(at: &ClickHouse, drop_live: bool) -> Result<(), Error
         }
     }
     forget_epochs(at, |_| true).await?;
-    let sql = format!("{} DROP PARTITION {}", at.ddl().alter(&at.ledger_name(MIRROR)), literal(&at.brief.mirror_uid));
+    let sql = at.ddl().drop_partition(&at.ledger_name(MIRROR), &literal(&at.brief.mirror_uid));
     at.client()?.run(&sql, "writing the ledger").await
 }
 

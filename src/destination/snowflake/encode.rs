@@ -65,7 +65,7 @@ struct ColumnEncoder {
     type_: Type,
     /// `None`: the column travels as text.
     binary: Option<Binary>,
-    /// Of an array: what its elements are at the source.
+    /// What the value is at the source; of an array, what its elements are.
     element: json::Element,
     /// Whether the text form is that of bytea.
     hex: bool,
@@ -225,6 +225,7 @@ impl ColumnEncoder {
                 _ => return Err(MALFORMED),
             }),
             Type::Number(precision, scale) => number::from_text(text, precision, scale, out)?,
+            Type::Float if self.element == json::Element::Float4 => number::put_float4(number::float4(text).ok_or(MALFORMED)?, out),
             Type::Float => number::put_float(number::float(text).ok_or(MALFORMED)?, out),
             Type::Binary if self.hex => put_hex_digits(text.strip_prefix(b"\\x").ok_or(MALFORMED)?, out)?,
             Type::Binary => put_hex(text, out),

@@ -1,6 +1,7 @@
 //! What only BigQuery has.
 
 mod apply;
+mod emulated;
 pub mod grpc;
 mod swap;
 mod types;

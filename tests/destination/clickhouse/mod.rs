@@ -4,6 +4,7 @@ mod cluster;
 mod coalescing;
 mod dependents;
 mod killed;
+mod limits;
 mod missing;
 mod ordinary;
 mod pair;

@@ -6,13 +6,15 @@ use mirror_operator::{
     postgres,
     table::Identity,
 };
-use proptest::{
-    strategy::{Strategy, ValueTree},
-    test_runner::TestRunner,
-};
+use proptest::test_runner::TestRunner;
+use tokio_postgres::SimpleQueryMessage;
 
 use super::pair::{Pair, pair};
-use crate::fixture::{Fixture, open};
+use crate::{
+    fixture::{Fixture, open},
+    on_clickhouse::ask,
+    values::{self, Drawn, Value},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_type_reads_as_postgresql_prints_it() {
@@ -174,40 +176,79 @@ async fn arrays_need_the_dimensions_of_their_column() {
     assert_eq!(pair.printed("1", "deep").await.1, ["[[1,2],[3,NULL]]"]);
 }
 
+/// Years that ClickHouse's dates have.
+const YEARS: std::ops::Range<i32> = 1900..2300;
+/// Digits before the point of a Decimal(76, 38).
+const DIGITS: usize = 38;
+
 #[tokio::test(flavor = "multi_thread")]
-async fn random_values_read_as_postgresql_prints_them() {
-    let columns = "l bigint, d double precision, n numeric(40,10), t text, da date, ts timestamp, ia bigint[]";
-    let pair = pair(ClickHouseTable::default(), columns, "SELECT 1").await;
-    let mut runner = TestRunner::deterministic();
-    let value = (
-        proptest::num::i64::ANY,
-        proptest::num::f64::NORMAL,
-        "-?[0-9]{1,30}\\.[0-9]{1,10}",
-        "[ -z~é¡\n]{0,20}",
-        -36_000i32..109_000,
-        0i64..86_400_000_000,
-    );
-    let mut rows = Vec::new();
-    for id in 0..500 {
-        let (l, d, n, t, day, micros) = value.new_tree(&mut runner).unwrap().current();
-        let text = t.replace('|', "/");
-        let days = format!("date '2000-01-01' + {day}");
-        rows.push(format!(
-            "({id}, {l}, {d:e}, {n}, {}, {days}, ({days}) + interval '{micros} us', ARRAY[{l}, NULL, {day}])",
-            postgres::literal(&text)
-        ));
+async fn random_values_of_every_type_read_as_postgresql_prints_them() {
+    let (mut drawn, grids) = (values::all(YEARS, DIGITS), values::grids());
+    let lines = drawn.len();
+    drawn.extend(grids);
+    let columns = drawn.iter().enumerate().map(|(i, d)| format!("n{i} {0}, r{i} {0} NOT NULL", d.type_));
+    let mut pair = pair(ClickHouseTable::default(), &columns.collect::<Vec<_>>().join(", "), values::USER_TYPES).await;
+    for (i, _) in drawn.iter().enumerate().skip(lines) {
+        for column in &mut pair.schema.columns[1 + 2 * i..3 + 2 * i] {
+            column.destination_type = format!("Array({})", column.destination_type);
+        }
     }
-    pair.source.run(&format!("INSERT INTO public.t VALUES {}", rows.join(", "))).await;
+    let mut runner = TestRunner::deterministic();
+    let rows: Vec<Vec<Value>> =
+        (0..150).map(|_| drawn.iter().flat_map(|d| [true, false].map(|nullable| d.draw(&mut runner, nullable))).collect()).collect();
+    let literal = |value: &Value| value.text().map_or("NULL".into(), |text| postgres::literal(&text));
+    let line = |(id, row): (usize, &Vec<Value>)| format!("({id}, {})", row.iter().map(literal).collect::<Vec<_>>().join(", "));
+    let lines: Vec<String> = rows.iter().enumerate().map(line).collect();
+    pair.source.run(&format!("SET search_path = public; INSERT INTO public.t VALUES {}", lines.join(", "))).await;
+    let type_of = |place: usize| drawn[place / 2].type_.as_str();
+    for (row, printed) in rows.iter().zip(at_source(&pair).await) {
+        for (place, (value, printed)) in row.iter().zip(printed).enumerate() {
+            // Two numbers of as few digits may both read back.
+            if !type_of(place).starts_with("real") && !type_of(place).starts_with("double") {
+                assert_eq!(printed, value.text(), "{} is not what PostgreSQL prints", type_of(place));
+            }
+        }
+    }
     let at = pair.load().await.unwrap();
-    for _ in 0..2 {
-        let ours = "id, l, trim_scale(n), md5(t), da, to_char(ts, 'YYYY-MM-DD HH24:MI:SS.US'), array_to_string(ia, ',', 'NULL')";
-        let theirs = "id, l, n, lower(hex(MD5(t))), da, ts, arrayStringConcat(arrayMap(i -> ifNull(toString(i), 'NULL'), ia), ',')";
-        let (here, there) = pair.printed(ours, theirs).await;
-        assert_eq!(here, there);
-        // Both print the shortest text that reads back, in styles of their own.
-        let (here, there) = pair.printed("d", "d").await;
-        let numbers = |lines: Vec<String>| lines.iter().map(|l| l.parse::<f64>().unwrap()).collect::<Vec<_>>();
-        assert_eq!(numbers(here), numbers(there));
+    for round in ["the load", "the change stream"] {
+        let found = there(&pair, &drawn).await;
+        for (id, row) in rows.iter().enumerate() {
+            for (place, value) in row.iter().enumerate() {
+                // An array is never NULL there.
+                let none = value == &Value::Null && type_of(place).ends_with("[]");
+                let expected = if none { Value::Array(vec![]) } else { value.normal(type_of(place)) };
+                assert_eq!(found[id][place], expected, "{round}: {} of row {id}", type_of(place));
+            }
+        }
         pair.stream(&*at).await;
     }
+}
+
+/// What PostgreSQL prints of each column after the key.
+async fn at_source(pair: &Pair) -> Vec<Vec<Option<String>>> {
+    let messages = pair.source.client().await.simple_query("SELECT * FROM public.t ORDER BY id").await.unwrap();
+    let rows = messages.iter().filter_map(|m| if let SimpleQueryMessage::Row(row) = m { Some(row) } else { None });
+    rows.map(|row| (1..row.len()).map(|i| row.get(i).map(String::from)).collect()).collect()
+}
+
+/// What ClickHouse has of each column after the key. Bytes are read as digits: JSON has none.
+async fn there(pair: &Pair, drawn: &[Drawn]) -> Vec<Vec<Value>> {
+    let hex = |type_: &str, column: String| match type_ {
+        "bytea" => format!("hex({column})"),
+        "bytea[]" => format!("arrayMap(b -> hex(b), {column})"),
+        _ => column,
+    };
+    let columns = drawn.iter().enumerate().flat_map(|(i, d)| ["n", "r"].map(|kind| hex(&d.type_, format!("{kind}{i}"))));
+    let sql = format!(
+        "SELECT {} FROM {}.t FINAL ORDER BY id FORMAT JSONCompactEachRow SETTINGS output_format_json_quote_64bit_integers = 1, \
+         output_format_json_quote_64bit_floats = 1, output_format_json_quote_denormals = 1, output_format_json_quote_decimals = 1",
+        columns.collect::<Vec<_>>().join(", "),
+        pair.place.to.database
+    );
+    let answer = ask(&pair.place.to, &sql).await.unwrap();
+    let row = |line: &str| -> Vec<Value> {
+        let values: Vec<serde_json::Value> = serde_json::from_str(line).unwrap();
+        values.iter().enumerate().map(|(place, value)| Value::read(value).normal(&drawn[place / 2].type_)).collect()
+    };
+    answer.lines().map(row).collect()
 }

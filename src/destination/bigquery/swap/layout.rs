@@ -1,5 +1,6 @@
 //! Tables that get other partitions or clusters, which a copy onto them cannot give: they are replaced as a whole, in one atomic statement. It is not documented
-//! whether their IAM policy outlives that, so it is put on the shadow before and taken from there after.
+//! whether their IAM policy outlives that, so it is put on the shadow before and taken from there after. What describes their columns does not, and the shadow
+//! has it too.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -50,7 +51,7 @@ pub(super) async fn prepare(at: &BigQuery, live: &Live, shadow: &Live) -> Result
     known.map_err(|e| meaning(&e, &format!("labelling {}", shadow.name)))
 }
 
-/// Replaces the live table by the shadow's rows, once.
+/// Replaces the live table by the shadow's rows, once, and gives it what it had.
 pub(super) async fn replace(at: &BigQuery, table: &TableSchema, shadow: &Live, step: &str) -> Result<(), Error> {
     let (name, own) = (&table.destination, Own::of(&at.brief));
     // The swap's last step says that the table is this epoch's.
@@ -67,6 +68,10 @@ pub(super) async fn replace(at: &BigQuery, table: &TableSchema, shadow: &Live, s
     );
     let doing = format!("replacing {name}, whose partitions or clusters change");
     at.jobs().await?.run_once(&at.once(step).await?, sql).await.map_err(|e| meaning(&e, &doing))?;
+    if shadow.fields().iter().any(|field| !field["description"].is_null()) {
+        let described = at.client()?.patch_table(name, &json!({ "schema": { "fields": shadow.fields() } })).await;
+        described.map_err(|e| meaning(&e, &format!("describing the columns of {name}, whose partitions or clusters have changed")))?;
+    }
     let policy = policy(at, &shadow.name).await?;
     if policy["bindings"].as_array().is_some_and(|bindings| !bindings.is_empty()) {
         set_policy(at, name, &policy).await?;

@@ -65,7 +65,7 @@ fn put_text(element: Element, text: &[u8], rule: BeyondRange, out: &mut Vec<u8>)
         Element::Bool => out.extend_from_slice(if text == b"t" { b"true" } else { b"false" }),
         Element::Number => put_number(text, out),
         Element::Float => put_float(number::float(text).ok_or(MALFORMED)?, number::put_float, out),
-        Element::Float4 => put_float(number::float(text).ok_or(MALFORMED)?, number::put_float, out),
+        Element::Float4 => put_float(number::float4(text).ok_or(MALFORMED)?, number::put_float4, out),
         Element::Json => out.extend_from_slice(text),
         Element::Bytea => {
             return quoted(out, |out| match text.strip_prefix(b"\\x").ok_or(MALFORMED)? {

@@ -27,6 +27,11 @@ pub(super) fn float(text: &[u8]) -> Option<f64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
+/// One of 32 bits. Its text may have one digit more than [`put_float4`] needs: PostgreSQL leaves out numbers halfway to the next one, which read back too.
+pub(super) fn float4(text: &[u8]) -> Option<f32> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
 /// The shortest digits that read back; `NaN`, `inf` and `-inf` (Snowflake docs, "Numeric data types", "Special values").
 pub(super) fn put_float(number: f64, out: &mut Vec<u8>) {
     match number {
@@ -36,7 +41,7 @@ pub(super) fn put_float(number: f64, out: &mut Vec<u8>) {
     }
 }
 
-/// The same for a number of 32 bits: by its digits, which are what PostgreSQL shows. As its bits say it, it would be another number in 64 of them.
+/// The same for a number of 32 bits: by its digits. As its bits say it, it would be another number in 64 of them.
 pub(super) fn put_float4(number: f32, out: &mut Vec<u8>) {
     let digits = number.is_finite().then(|| ryu::Buffer::new().format_finite(number).parse().ok()).flatten();
     put_float(digits.unwrap_or(f64::from(number)), out);
@@ -211,5 +216,9 @@ mod tests {
         let mut out = Vec::new();
         put_float4(0.1, &mut out);
         assert_eq!(out, b"0.1");
+        // As PostgreSQL prints it, with a digit more.
+        out.clear();
+        put_float4(float4(b"5.2449048e+07").unwrap(), &mut out);
+        assert_eq!(out, b"52449050.0");
     }
 }
