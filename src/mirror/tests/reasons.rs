@@ -35,15 +35,6 @@ fn a_stream_that_fails_says_whether_it_is_tried_again() {
 }
 
 #[test]
-fn a_pipeline_that_does_not_answer_is_not_called_wrong_and_its_pods_trouble_is_told() {
-    let (m, mut seen) = live();
-    seen.report = None;
-    assert_eq!(ready(&m, &seen), told("Unknown", "PipelineNotReachable", "The pipeline pod is starting."));
-    seen.pod_trouble = Some("Pod shop-e1-0: ImagePullBackOff. ".into());
-    assert_eq!(ready(&m, &seen), told("Unknown", "PipelineNotReachable", "Pod shop-e1-0: ImagePullBackOff. "));
-}
-
-#[test]
 fn a_mirror_that_was_paused_or_lost_its_stream_says_what_that_means() {
     let (mut m, seen) = live();
     m.spec.suspend = true;
