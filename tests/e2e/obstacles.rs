@@ -99,9 +99,9 @@ async fn pods_that_no_node_takes_are_told_in_the_schedulers_words_and_run_once_o
 
 #[tokio::test]
 async fn more_workers_join_a_load_that_is_under_way() {
-    let world = wide(World::new("more-workers").await, 60_000).await;
+    let world = wide(World::new("more-workers").await, 80_000).await;
     let with = |workers: u32| {
-        let pace = json!({ "chunkSize": "512Ki", "partitionSize": "3Mi", "maxBytesPerSecond": "1Mi", "maxParallelWorkers": workers });
+        let pace = json!({ "chunkSize": "512Ki", "partitionSize": "3Mi", "maxBytesPerSecond": "512Ki", "maxParallelWorkers": workers });
         json!({ "snapshot": pace })
     };
     world.apply(world.resync("again", "m", with(1))).await.unwrap();
