@@ -5,3 +5,4 @@ mod random;
 mod reader;
 mod release;
 mod servers;
+mod unreadable;

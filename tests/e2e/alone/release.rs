@@ -34,7 +34,7 @@ fn run(program: &str, arguments: &[&str]) {
 }
 
 /// Installs or upgrades the operator as all tests have it, with these arguments for helm besides.
-fn install(more: &[&str]) {
+pub fn install(more: &[&str]) {
     run(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/testbed/install-chart"), more);
 }
 
@@ -114,7 +114,7 @@ async fn leader_of_two(world: &World) -> String {
     .await
 }
 
-async fn streaming(test: &str) -> World {
+pub async fn streaming(test: &str) -> World {
     let world = World::alone(test).await;
     world.source.batch_execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)").await.unwrap();
     world.apply(world.mirror("m", &["public.t"], json!({}))).await.unwrap();
