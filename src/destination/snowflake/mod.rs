@@ -24,6 +24,7 @@ mod stage;
 mod swap;
 mod transaction;
 pub mod types;
+mod undo;
 mod verify;
 
 use std::{

@@ -17,6 +17,12 @@ use crate::{
     on_snowflake::OnSnowflake,
 };
 
+/// Runs something to its end, from where nothing can be awaited.
+fn at_once(what: impl Future<Output = ()> + Send + 'static) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    std::thread::spawn(move || runtime.block_on(what)).join().unwrap();
+}
+
 /// `people`, keyed by its first column.
 fn people(place: &OnSnowflake) -> TableSchema {
     place.adapt(table(0, "people", &["id bigint!", "name text", "note text"]))
