@@ -26,6 +26,8 @@ use crate::{
 
 const SOURCE: &str = "bench_cloud";
 const STREAMS: u64 = 4;
+/// Rows of a chunk of 64 MiB, the Mirror's default: the emulator of BigQuery has all rows of a stream in memory until they are committed.
+const CHUNK: u64 = 250_000;
 /// The types of `firenibble` at the source, at Snowflake and at BigQuery.
 const COLUMNS: [Types; 16] = [
     encode::COLUMNS[0],
@@ -99,8 +101,8 @@ fn pieces(mut input: impl Read, mut take: impl FnMut(&[u8])) {
     }
 }
 
-/// `account` is the URL of a stand-in for Snowflake.
-pub async fn run(book: &mut Book, common: &Common, account: &str, rows: u64, rounds: u64) {
+/// `account` is the URL of a stand-in for Snowflake, `emulator` that of one of BigQuery.
+pub async fn run(book: &mut Book, common: &Common, (account, emulator): (&str, &str), rows: u64, rounds: u64) {
     let source = common.source.fresh(SOURCE).await;
     fill(&source, "firenibble", rows).await;
     for kind in [Kind::Snowflake, Kind::Bigquery] {
@@ -112,10 +114,18 @@ pub async fn run(book: &mut Book, common: &Common, account: &str, rows: u64, rou
         }
         book.put(&format!("cloud.{kind}.{STREAMS}.by_copy_out"), median(&ratios), "ratio", Target::AtLeast(0.9));
     }
+    memory(book, common, &source, "snowflake", snowflake_peer(account)).await;
+    let source = common.source.fresh(SOURCE).await;
+    fill(&source, "firenibble", rows.min(CHUNK)).await;
+    memory(book, common, &source, "bigquery", bigquery_peer(emulator).await).await;
+}
+
+/// The most that a worker has while it loads the table.
+async fn memory(book: &mut Book, common: &Common, source: &tokio_postgres::Client, kind: &str, to: DestinationPeer) {
     let memory = MemoryWatch::start();
-    load(common, &source, account).await;
+    load(common, source, to).await;
     let peak = memory.end().get("snapshot").copied().expect("a worker ran");
-    book.put("cloud.snowflake.memory.snapshot", peak, "MiB", Target::AtMost(256.0));
+    book.put(&format!("cloud.{kind}.memory.snapshot"), peak, "MiB", Target::AtMost(256.0));
 }
 
 /// Seconds that all streams take to read the table, into nothing or into encoders.
@@ -137,12 +147,12 @@ async fn streams(common: &Common, source: &tokio_postgres::Client, kind: Option<
 }
 
 /// One worker with one chunk, so that its files become as large as they may.
-async fn load(common: &Common, source: &tokio_postgres::Client, account: &str) {
+async fn load(common: &Common, source: &tokio_postgres::Client, to: DestinationPeer) {
     drop_slots(&common.source.connect("postgres").await, SOURCE).await;
     let bytes: u64 = ask(source, "SELECT pg_table_size('firenibble')").await.parse().expect("a number");
     let size = (2 * bytes).to_string();
     let snapshot = json!({ "maxParallelWorkers": 1, "partitionSize": size, "chunkSize": size });
-    let epoch = Epoch::new(common, SOURCE, peer(account), snapshot);
+    let epoch = Epoch::new(common, SOURCE, to, snapshot);
     let pipeline = epoch.pipeline();
     mirror::offered().await;
     epoch.workers(1).await;
@@ -150,7 +160,7 @@ async fn load(common: &Common, source: &tokio_postgres::Client, account: &str) {
     drop_slots(&common.source.connect("postgres").await, SOURCE).await;
 }
 
-fn peer(account: &str) -> DestinationPeer {
+fn snowflake_peer(account: &str) -> DestinationPeer {
     let parts = || {
         let (user, rest) = account.strip_prefix("http://")?.split_once(':')?;
         let (password, rest) = rest.split_once('@')?;
@@ -167,4 +177,23 @@ fn peer(account: &str) -> DestinationPeer {
     let peer = json!({ "at": at, "account": "testbed", "schema": "PUBLIC", "warehouse": "TESTING", "keyPair": false, "names": Names::AsSource,
         "patienceMillis": snowflake::PATIENCE_MILLIS });
     DestinationPeer::Snowflake(serde_json::from_value(peer).expect("a Peer"))
+}
+
+/// A dataset of its own at the emulator, empty.
+async fn bigquery_peer(emulator: &str) -> DestinationPeer {
+    let parts = || {
+        let (endpoint, project) = emulator.rsplit_once('/')?;
+        let (host, port) = endpoint.strip_prefix("http://")?.split_once(':')?;
+        Some((endpoint, project, host, port.parse::<u16>().ok()?))
+    };
+    let (endpoint, project, host, port) = parts().expect("a URL of the form http://host:port/project");
+    let (http, datasets) = (reqwest::Client::new(), format!("{endpoint}/bigquery/v2/projects/{project}/datasets"));
+    let _ = http.delete(format!("{datasets}/{SOURCE}?deleteContents=true")).send().await;
+    let dataset = json!({ "datasetReference": { "projectId": project, "datasetId": SOURCE } });
+    let made = http.post(&datasets).json(&dataset).send().await.and_then(reqwest::Response::error_for_status);
+    made.expect("a dataset can be made");
+    let at = json!({ "peer": "bench", "host": host, "port": port, "database": SOURCE, "user": "", "tls": "Disable", "connectTimeoutMillis": 10_000 });
+    let storage = format!("http://{host}:{}", port + 1);
+    let peer = json!({ "at": at, "project": project, "endpoint": endpoint, "storageEndpoint": storage });
+    DestinationPeer::BigQuery(serde_json::from_value(peer).expect("a Peer"))
 }

@@ -88,6 +88,9 @@ enum Part {
         /// URL of a stand-in for Snowflake.
         #[arg(long)]
         snowflake: String,
+        /// URL of an emulator of BigQuery.
+        #[arg(long)]
+        bigquery: String,
         /// Rows of the table.
         #[arg(long, default_value_t = 5_000_000)]
         rows: u64,
@@ -147,8 +150,8 @@ async fn run(part: Part) {
         Part::Clickhouse { common, clickhouse, rows, streams, rounds, apart } => {
             clickhouse::run(&mut Book::open(&common.json), &common, &clickhouse, rows, &streams, rounds, apart).await;
         }
-        Part::Cloud { common, snowflake, rows, rounds } => {
-            cloud::run(&mut Book::open(&common.json), &common, &snowflake, rows, rounds).await;
+        Part::Cloud { common, snowflake, bigquery, rows, rounds } => {
+            cloud::run(&mut Book::open(&common.json), &common, (&snowflake, &bigquery), rows, rounds).await;
         }
         Part::Sink { kind } => cloud::sink(kind),
         Part::Encode { json, rows } => encode::run(&mut Book::open(&json), rows),

@@ -38,6 +38,7 @@ impl Epoch {
         let schema = match &destination {
             DestinationPeer::ClickHouse(peer) => peer.at.database.clone(),
             DestinationPeer::Snowflake(peer) => peer.schema.clone(),
+            DestinationPeer::BigQuery(peer) => peer.at.database.clone(),
             _ => "public".into(),
         };
         let table = json!({ "source": "public.firenibble", "destination": format!("{schema}.firenibble") });

@@ -4,6 +4,7 @@ usage: snowflake_server.py PORT ADDRESS DIRECTORY
 
 Follows the service's documentation and its drivers: requests with an id that was seen are answered as before, statements that take long are polled for, tokens
 expire and are renewed, large answers come in parts, and PUT hands out a place in object storage (S3 over plain HTTP). Statements: see snowflake_sql.py.
+Whatever is sent to /status/503, say, is answered so: tests lead requests there.
 """
 
 import gzip
@@ -141,6 +142,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         url = urlsplit(self.path)
         query, body = parse_qs(url.query, keep_blank_values=True), self.body()
+        if url.path.startswith("/status/"):
+            return self.say(int(url.path[len("/status/"):]), b"")
         if url.path == "/session/v1/login-request":
             return self.say(200, self.login(json.loads(body)["data"]))
         if url.path == "/session/token-request":
@@ -164,6 +167,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self):
         url = urlsplit(self.path)
+        if url.path.startswith("/status/"):
+            self.body()
+            return self.say(int(url.path[len("/status/"):]), b"")
         self.s3("PUT", url.path, parse_qs(url.query, keep_blank_values=True), self.rfile.read(int(self.headers.get("Content-Length") or 0)))
 
     def do_DELETE(self):

@@ -370,7 +370,7 @@ class Session:
                 raise Refused("091016", "22000", f"Remote file '{file}' was not found.")
             # The history forgets with the transaction; here only its rows tell.
             stamp = (whole, os.path.getmtime(whole))
-            if stamp in seen:
+            if stamp in seen and "FORCE = TRUE" not in rest:
                 rows.append([file, "LOAD_SKIPPED", "0", "0", None, "0", None, None, None, None])
                 continue
             loaded = self.copy_file(into, columns, values, whole)

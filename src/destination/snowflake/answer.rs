@@ -47,6 +47,12 @@ struct Chunk {
 }
 
 impl Answer {
+    /// Rows under names of columns.
+    #[cfg(test)]
+    pub(super) fn of(names: &[&str], rows: Vec<Vec<Option<String>>>) -> Self {
+        Self { names: names.iter().map(|name| name.to_string()).collect(), rows }
+    }
+
     /// Reads what the service has said, and gets the parts that it left in object storage.
     pub(super) async fn read(data: Value, transport: &Transport) -> Result<Self, Refusal> {
         let strange = |e: serde_json::Error| Refusal::unheard(format!("an answer that is not understood: {e}"));

@@ -50,7 +50,10 @@ pub(super) async fn open(at: &Snowflake) -> Result<Box<dyn Applier>, Error> {
     let token = owner::take_over(&at).await?;
     // Nobody else moves the checkpoint any more.
     let facts = at.facts(&[Applied::KIND, Counted::KIND, Table::KIND]).await?;
-    let position = facts.applied(at.idle().await?)?.unwrap_or(snapshot.start_lsn);
+    let noted = at.noted().await?.map(|note| note.position);
+    let position = facts.applied(noted)?.unwrap_or(snapshot.start_lsn);
+    // An idle applier that this one takes the stream from looks there only.
+    at.note(&token, position).await?;
     let counts = facts.all::<Counted>()?.into_iter().map(|(number, _, counted)| (number, counted)).collect();
     let tables = facts.all::<Table>()?.into_iter().map(|(number, _, table)| (number, table)).collect();
     at.create_stage().await?;
@@ -193,12 +196,7 @@ impl Applier for SnowflakeApplier {
 
     async fn commit(&mut self, position: Lsn) -> Result<(), Error> {
         if self.pending.is_empty() && self.counted.is_empty() {
-            // No warehouse is woken up: the query's answer is remembered as long as the ledger does not change (Snowflake docs, "Using persisted query results").
-            self.at.fence().await?;
-            owner::check(&self.at, &self.token).await?;
-            self.at.note_idle(position).await?;
-            self.position = position;
-            return Ok(());
+            return self.rest(position).await;
         }
         let Some(session) = self.session.take() else { return Err(Error::Transient("the change stream's session is gone".into())) };
         let mut transaction = Transaction::begin_in(&self.at, session).await?;
@@ -237,6 +235,18 @@ enum Fill {
 }
 
 impl SnowflakeApplier {
+    /// Makes a position durable up to which nothing has changed, and wakes no warehouse for it. Whoever takes the stream over, or begins a newer epoch, writes where this is
+    /// noted: the ledger's rows are only asked if the last note is not ours.
+    async fn rest(&mut self, position: Lsn) -> Result<(), Error> {
+        if self.at.noted().await?.is_none_or(|note| note.owner != self.token) {
+            self.at.fence().await?;
+            owner::check(&self.at, &self.token).await?;
+        }
+        self.at.note(&self.token, position).await?;
+        self.position = position;
+        Ok(())
+    }
+
     /// Records a fact at once.
     async fn record(&self, entry: Entry) -> Result<(), Error> {
         self.at.record(&[entry]).await?;

@@ -2,6 +2,8 @@
 //!
 //! Each fact is one row. One table a mirror, as its writers lock it; so that no mirror waits for another.
 
+use std::sync::PoisonError;
+
 use super::{
     Snowflake,
     answer::Answer,
@@ -63,8 +65,7 @@ impl Snowflake {
         self.ledger()
     }
 
-    /// The query for what the ledger says of this epoch under a condition. Asked again while the ledger is as it was, it wakes no warehouse (Snowflake docs, "Using
-    /// persisted query results").
+    /// The query for what the ledger says of this epoch under a condition.
     pub(super) fn facts_sql(&self, condition: &str) -> String {
         format!(
             "SELECT \"KIND\", \"NUMBER\", \"VERSION\", \"VALUE\", TO_VARCHAR(\"AT\") FROM {} WHERE \"EPOCH\" = {} AND ({condition})",
@@ -172,19 +173,24 @@ impl Snowflake {
         }
     }
 
-    /// Writes how far the stream has come without any change, which needs no warehouse: into the ledger's comment. It is true of this epoch whoever writes it.
-    pub(super) async fn note_idle(&self, position: Lsn) -> Result<(), Error> {
-        let words = self.describe(&format!(" [e{} {position}]", self.brief.epoch));
-        self.client()?.query(&format!("COMMENT ON TABLE {} IS {}", self.ledger(), literal(&words)), "writing the ledger").await.map(drop)
+    /// Notes in the ledger's comment how far the stream has come, and who says so. It is true of this epoch whoever writes it. No warehouse is woken up: that serves
+    /// queries and DML only (Snowflake docs, "Overview of warehouses").
+    pub(super) async fn note(&self, owner: &str, position: Lsn) -> Result<(), Error> {
+        self.comment(&format!(" [e{} {owner} {position}]", self.brief.epoch)).await
     }
 
-    /// What [`note_idle`](Self::note_idle) has written in this epoch. SHOW needs no warehouse either.
-    pub(super) async fn idle(&self) -> Result<Option<Lsn>, Error> {
+    /// What the ledger's comment says of this epoch. SHOW needs no warehouse either (Snowflake docs, "SHOW TABLES").
+    pub(super) async fn noted(&self) -> Result<Option<Note>, Error> {
         let name = self.own_name();
         let sql = format!("SHOW TABLES LIKE {} IN SCHEMA {}.{}", literal(&name.name), ident(&self.to.at.database), ident(&name.schema));
         let answer = self.client()?.query(&sql, "reading the ledger").await?;
         let ours = answer.rows().find(|row| row.named("name") == Some(&name.name));
-        Ok(ours.and_then(|row| idle_of(row.named("comment")?, self.brief.epoch)))
+        Ok(ours.and_then(|row| note_of(row.named("comment")?, self.brief.epoch)))
+    }
+
+    async fn comment(&self, more: &str) -> Result<(), Error> {
+        let words = self.describe(more);
+        self.client()?.query(&format!("COMMENT ON TABLE {} IS {}", self.ledger(), literal(&words)), "writing the ledger").await.map(drop)
     }
 
     /// The server's clock, in UTC.
@@ -198,8 +204,20 @@ impl Snowflake {
     }
 }
 
-fn idle_of(comment: &str, epoch: u32) -> Option<Lsn> {
-    comment.rsplit_once(&format!(" [e{epoch} "))?.1.strip_suffix(']')?.parse().ok()
+/// What an idle stream says in the ledger's comment.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Note {
+    /// The token of the applier that wrote it.
+    pub(super) owner: String,
+    /// Everything before it is applied.
+    pub(super) position: Lsn,
+}
+
+fn note_of(comment: &str, epoch: u32) -> Option<Note> {
+    let note = comment.rsplit_once(&format!(" [e{epoch} "))?.1.strip_suffix(']')?;
+    // Earlier versions have named no owner.
+    let (owner, position) = note.rsplit_once(' ').unwrap_or(("", note));
+    Some(Note { owner: owner.into(), position: position.parse().ok()? })
 }
 
 /// The condition for these kinds, or for all.
@@ -231,20 +249,22 @@ pub(super) async fn begin(at: &Snowflake) -> Result<(), Error> {
         let begun = Begun { resync: at.brief.resync_uid.clone(), slot: at.brief.slot() };
         transaction.record(&[at.entry(0, 0, &begun)?]).await?;
     }
-    transaction.commit().await
+    transaction.commit().await?;
+    // An idle stream of an earlier epoch looks there only. This epoch's own stays.
+    if at.noted().await?.is_none() { at.comment("").await } else { Ok(()) }
 }
 
 /// See [`Destination::state`](crate::destination::Destination::state).
 pub(super) async fn state(at: &Snowflake) -> Result<Option<EpochState>, Error> {
     let facts = at.facts(fact::STATE).await?;
     let Some(newest) = at.newest().await? else { return Ok(None) };
-    let idle = if facts.get::<Swapped>(0)?.is_some() { at.idle().await? } else { None };
-    facts.state(newest, idle)
+    let noted = if facts.get::<Swapped>(0)?.is_some() { at.noted().await? } else { None };
+    facts.state(newest, noted.map(|note| note.position))
 }
 
 /// See [`Destination::tables`](crate::destination::Destination::tables).
 pub(super) async fn tables(at: &Snowflake) -> Result<Vec<LedgerTable>, Error> {
-    at.facts(fact::TABLES).await?.tables()
+    if at.owner.writes() > 0 { Ok(told(at).await?.tables) } else { at.facts(fact::TABLES).await?.tables() }
 }
 
 /// See [`Destination::pending`](crate::destination::Destination::pending).
@@ -254,7 +274,28 @@ pub(super) async fn pending(at: &Snowflake, partition: u32) -> Result<Vec<Chunk>
 
 /// See [`Destination::progress`](crate::destination::Destination::progress).
 pub(super) async fn progress(at: &Snowflake) -> Result<(Load, Vec<TableReport>), Error> {
-    at.facts(&[]).await?.progress(&at.brief)
+    Ok(told(at).await?.progress)
+}
+
+/// What was read of the ledger, after so many writes of this process' stream.
+#[derive(Clone)]
+pub(super) struct Told {
+    writes: u64,
+    progress: (Load, Vec<TableReport>),
+    tables: Vec<LedgerTable>,
+}
+
+/// While this process owns the stream nobody else writes of this epoch: nothing is asked again before it has written something.
+async fn told(at: &Snowflake) -> Result<Told, Error> {
+    let writes = at.owner.writes();
+    let last = || at.told.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(told) = last().as_ref().filter(|told| told.writes == writes && writes > 0) {
+        return Ok(told.clone());
+    }
+    let facts = at.facts(&[]).await?;
+    let told = Told { writes, progress: facts.progress(&at.brief)?, tables: facts.tables()? };
+    *last() = Some(told.clone());
+    Ok(told)
 }
 
 /// What the swap of this epoch did; `None` before it.
@@ -272,10 +313,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_idle_position_is_of_one_epoch() {
-        let comment = "Ledger of the Mirror a/b (mirror-operator) [e12 1/A0]";
-        assert_eq!(idle_of(comment, 12), "1/A0".parse().ok());
-        assert_eq!(idle_of(comment, 2), None);
-        assert_eq!(idle_of("Ledger of the Mirror a/b (mirror-operator)", 12), None);
+    fn a_note_is_of_one_epoch() {
+        let comment = "Ledger of the Mirror a/b (mirror-operator) [e12 ab/3 1/A0]";
+        let note = |owner: &str| Some(Note { owner: owner.into(), position: "1/A0".parse().unwrap() });
+        assert_eq!(note_of(comment, 12), note("ab/3"));
+        assert_eq!(note_of(comment, 2), None);
+        assert_eq!(note_of("Ledger of the Mirror a/b (mirror-operator) [e12 1/A0]", 12), note(""));
+        assert_eq!(note_of("Ledger of the Mirror a/b (mirror-operator)", 12), None);
     }
 }

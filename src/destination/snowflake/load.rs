@@ -5,6 +5,7 @@ use futures::{StreamExt, stream::BoxStream};
 
 use super::{
     Snowflake,
+    answer::{Answer, Row},
     encode::{CopyError, CopyReader, FILE_FORMAT, RowEncoder},
     error::permanent,
     ledger::shadow_of,
@@ -204,12 +205,12 @@ impl Copy<'_> {
     }
 
     async fn copy(&self, transaction: &mut Transaction<'_>, written: &Written) -> Result<(), Error> {
-        let sql = self.sql(&written.files, false);
-        let answer = transaction.query(&sql, self.doing).await?;
+        let answer = transaction.query(&self.sql(&written.files, false), self.doing).await?;
         let mut rows = answer.sum("rows_loaded");
-        if rows < written.loaded.rows && answer.rows().any(|row| row.named("status") == Some("LOAD_SKIPPED")) {
+        let known = passed_over(&answer, &written.files);
+        if rows < written.loaded.rows && !known.is_empty() {
             // The load history knows the files' names. What was loaded under them and counts is in the ledger, and the ledger says that nothing was.
-            rows += transaction.query(&self.sql(&written.files, true), self.doing).await?.sum("rows_loaded");
+            rows += transaction.query(&self.sql(&known, true), self.doing).await?.sum("rows_loaded");
         }
         if rows != written.loaded.rows {
             let message = format!("{}: {} rows were read and {rows} arrived. Nothing was kept of them", self.doing, written.loaded.rows);
@@ -224,6 +225,13 @@ impl Copy<'_> {
         let (columns, values) = columns_and_values(self.table, &own.values("FALSE", &literal(self.now)));
         copy_sql(&self.at.quoted(&shadow), &columns, &values, &format!("{}/{}", self.at.stage_name(), self.path), files, force)
     }
+}
+
+/// Files of which a COPY has loaded nothing. It names those that it looked at, with a path before them.
+fn passed_over(answer: &Answer, files: &[String]) -> Vec<String> {
+    let name = |row: Row<'_>| row.named("file").and_then(|path| path.rsplit('/').next()).map(str::to_string);
+    let loaded: Vec<String> = answer.rows().filter(|row| row.named("status") == Some("LOADED")).filter_map(name).collect();
+    files.iter().filter(|file| !loaded.contains(file)).cloned().collect()
 }
 
 /// The columns that a file's fields go into, and how, with others at the end.
@@ -254,5 +262,25 @@ fn refused(table: &TableSchema, error: &CopyError, doing: &str) -> Error {
             let column = table.copied().nth(refused.column).map_or("", |c| c.destination.as_str());
             permanent("ValueRefused", format!("{doing}: column {column:?} of the row {row} cannot be written: {}", refused.why))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_a_copy_has_passed_over_are_told_apart() {
+        let answer = |rows: &[[&str; 2]]| {
+            let rows = rows.iter().map(|row| row.iter().map(|v| Some(v.to_string())).collect()).collect();
+            Answer::of(&["file", "status"], rows)
+        };
+        let files = ["1-0.csv.zst", "1-1.csv.zst", "11-0.csv.zst"].map(String::from);
+        let all = answer(&[["e1g1/1-0.csv.zst", "LOADED"], ["e1g1/1-1.csv.zst", "LOADED"], ["e1g1/11-0.csv.zst", "LOADED"]]);
+        assert_eq!(passed_over(&all, &files), Vec::<String>::new());
+        let some = answer(&[["e1g1/11-0.csv.zst", "LOADED"], ["e1g1/1-1.csv.zst", "LOAD_SKIPPED"]]);
+        assert_eq!(passed_over(&some, &files), files[..2]);
+        // Of a COPY that had nothing to do no file is named.
+        assert_eq!(passed_over(&Answer::of(&["status"], vec![vec![Some("Copy executed with 0 files processed.".into())]]), &files), files);
     }
 }

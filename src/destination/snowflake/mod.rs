@@ -24,11 +24,12 @@ mod stage;
 mod swap;
 mod transaction;
 pub mod types;
+mod undo;
 mod verify;
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use async_trait::async_trait;
@@ -48,9 +49,6 @@ use crate::{
 };
 use client::Client;
 
-/// A number of writes, and what was read after them.
-type Told = (u64, (Load, Vec<TableReport>));
-
 /// One epoch of one mirror at a Snowflake account.
 pub struct Snowflake {
     brief: Brief,
@@ -58,8 +56,7 @@ pub struct Snowflake {
     client: OnceLock<Client>,
     stage: stage::Places,
     owner: Arc<apply::Owner>,
-    /// What [`Destination::progress`] has read, and after how many writes of this process' stream.
-    told: Mutex<Option<Told>>,
+    told: Mutex<Option<ledger::Told>>,
 }
 
 impl Snowflake {
@@ -171,15 +168,7 @@ impl Destination for Snowflake {
     }
 
     async fn progress(&self) -> Result<(Load, Vec<TableReport>), Error> {
-        let writes = self.owner.writes();
-        let told = || self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = told().clone().filter(|(after, _)| *after == writes && writes > 0);
-        if let Some((_, report)) = known {
-            return Ok(report);
-        }
-        let report = ledger::progress(self).await?;
-        *told() = Some((writes, report.clone()));
-        Ok(report)
+        ledger::progress(self).await
     }
 
     async fn carry(&self) -> Result<(), Error> {

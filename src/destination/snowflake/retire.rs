@@ -6,13 +6,14 @@ use super::{
     Snowflake,
     error::{meaning, permanent},
     ledger::{self, of_kinds},
-    live, mark,
+    live, mark, swap,
     transaction::Transaction,
+    undo,
 };
 use crate::{
     destination::{
         Error,
-        fact::{Begun, Fact, GivenUp, Table},
+        fact::{Begun, Fact, GivenUp, Swapped, Table},
     },
     table::TableName,
 };
@@ -23,6 +24,8 @@ pub(super) async fn drop_retired(at: &Snowflake) -> Result<(), Error> {
         return Ok(());
     }
     at.fence().await?;
+    // Whoever swapped may have died before he had put the old tables aside.
+    swap::put_aside(at).await?;
     drop_until(at, at.brief.epoch).await?;
     let mut transaction = Transaction::fenced(at).await?;
     let sql = format!("DELETE FROM {} WHERE \"EPOCH\" BETWEEN 1 AND {}", at.ledger(), at.brief.epoch.saturating_sub(1));
@@ -35,7 +38,7 @@ pub(super) async fn drop_retired(at: &Snowflake) -> Result<(), Error> {
 pub(super) async fn drop_until(at: &Snowflake, epoch: u32) -> Result<(), Error> {
     for found in live::marked(at).await? {
         if found.mark.generation.is_none() && found.mark.epoch <= epoch {
-            live::drop_table(at, &found.name).await?;
+            undo::drop_aside(at, &found).await?;
         }
     }
     Ok(())
@@ -43,31 +46,37 @@ pub(super) async fn drop_until(at: &Snowflake, epoch: u32) -> Result<(), Error> 
 
 /// See [`Destination::abandon`](crate::destination::Destination::abandon).
 ///
-/// The fence is closed first, behind this epoch too: a pod of it that nobody could stop finds it so. The next epoch has the number that closes it.
-/// What is left of this one tells a repeated call that it is not done.
+/// What becomes of a swap that was begun stands in `undo.rs`. The fence is closed behind this epoch too: a pod of it that nobody could stop finds it so. The next epoch
+/// has the number that closes it. What is left of this one tells a repeated call that it is not done.
 pub(super) async fn abandon(at: &Snowflake) -> Result<(), Error> {
-    if at.facts(&[Begun::KIND]).await?.get::<Begun>(0)?.is_none() && !give_up(at).await? || ledger::swap_report(at).await?.is_some() {
+    if !give_up(at).await? {
         return Ok(());
     }
+    match undo::forward(at).await {
+        // It cannot be finished, or the fence is closed already: by an earlier call, or by a newer epoch.
+        Ok(()) | Err(Error::Permanent(_) | Error::Superseded(_)) => {}
+        Err(other) => return Err(other),
+    }
     let next = at.brief.epoch + 1;
-    match at.newest().await? {
-        Some(newest) if newest > next || newest == next && at.has_begun(next).await? => return Err(Error::Superseded(newest)),
-        Some(newest) if newest == next => {}
-        _ => {
-            let mut transaction = Transaction::begin(at).await?;
-            at.raise(&mut transaction, next).await?;
-            transaction.commit().await?;
-        }
+    let mut transaction = Transaction::begin(at).await?;
+    at.raise(&mut transaction, next).await?;
+    // Somebody else who gives it up may have finished it.
+    if transaction.facts_where(&of_kinds(&[Swapped::KIND])).await?.get::<Swapped>(0)?.is_some() {
+        transaction.roll_back().await;
+        return Ok(());
     }
-    for found in live::marked(at).await?.iter().filter(|found| found.is_shadow() && found.mark.epoch == at.brief.epoch) {
-        live::drop_table(at, &found.name).await?;
+    transaction.commit().await?;
+    if at.has_begun(next).await? {
+        return Err(Error::Superseded(next));
     }
+    undo::back(at).await?;
     at.clean(&format!("e{}g", at.brief.epoch)).await?;
     let sql = format!("DELETE FROM {} WHERE \"EPOCH\" = {}", at.ledger(), at.brief.epoch);
     at.client()?.query(&sql, "writing the ledger").await.map(drop)
 }
 
-/// Lets an epoch that has not begun never do so, and leaves those before it alone; true if it has begun by now.
+/// Keeps an epoch from swapping by itself, or, if it has not begun, from ever beginning; those before it are left alone. Returns whether anything is to be undone: it
+/// has begun and is not swapped.
 async fn give_up(at: &Snowflake) -> Result<bool, Error> {
     let mut transaction = Transaction::begin(at).await?;
     for sql in at.record_sql(&[at.entry(0, 0, &GivenUp {})?]) {
@@ -80,13 +89,14 @@ async fn give_up(at: &Snowflake) -> Result<bool, Error> {
             Err(refusal) => return Err(meaning(&refusal, "writing the ledger")),
         }
     }
-    // That was written locks the ledger, as its beginning does: what is read now stays true.
-    if transaction.facts_where(&of_kinds(&[Begun::KIND])).await?.get::<Begun>(0)?.is_some() {
+    // That was written locks the ledger, as its beginning and its swap do: what is read now stays true.
+    let facts = transaction.facts_where(&of_kinds(&[Begun::KIND, Swapped::KIND])).await?;
+    if facts.get::<Swapped>(0)?.is_some() {
         transaction.roll_back().await;
-        return Ok(true);
+        return Ok(false);
     }
     transaction.commit().await?;
-    Ok(false)
+    Ok(facts.get::<Begun>(0)?.is_some())
 }
 
 /// See [`Destination::forget`](crate::destination::Destination::forget).
@@ -94,9 +104,13 @@ pub(super) async fn forget(at: &Snowflake, drop_live: bool) -> Result<(), Error>
     // Whatever the newest epoch is: a mirror that goes has no newer one to protect.
     let Some(live) = live_names(at).await? else { return Ok(()) };
     for found in live::marked(at).await? {
+        // Under the name of an attempt to swap it also a table that nobody has marked as retired yet.
         let retired = found.mark.generation.is_none()
-            && (is_retired_name(&live, &found.name) || mark::is_any_swap(&found.name.name, found.mark.epoch));
-        if found.is_shadow() || retired || drop_live && live.contains(&found.name) {
+            && (is_retired_name(&live, &found.name) || mark::is_any_swap(&found.name.name, found.mark.epoch))
+            || is_swap_of_any(&live, &found.name);
+        if found.is_shadow() || retired {
+            undo::drop_aside(at, &found).await?;
+        } else if drop_live && live.contains(&found.name) {
             live::drop_table(at, &found.name).await?;
         } else {
             // It stays, and is nobody's from now on; so is what people have renamed.
@@ -110,6 +124,10 @@ pub(super) async fn forget(at: &Snowflake, drop_live: bool) -> Result<(), Error>
 
 fn is_retired_name(live: &BTreeSet<TableName>, table: &TableName) -> bool {
     live.iter().any(|live| mark::retired(live) == *table)
+}
+
+fn is_swap_of_any(live: &BTreeSet<TableName>, table: &TableName) -> bool {
+    live.iter().any(|live| live.schema == table.schema && mark::swap_of(live, &table.name).is_some())
 }
 
 /// The live names of all tables of the mirror that the ledger knows, of whatever epoch; `None` if there is no ledger.

@@ -11,6 +11,7 @@ use super::{
     own::Own,
     quote::{ident, literal},
     transaction::Transaction,
+    undo,
 };
 use crate::{
     api::snowflake::SnowflakeTable,
@@ -32,9 +33,7 @@ pub(super) async fn create(at: &Snowflake, boundary: Boundary, tables: &[TableSc
         return Ok(());
     }
     // What earlier epochs and an earlier try of this one have left; from here on their late writers find no tables.
-    for found in live::marked(at).await?.iter().filter(|f| f.is_shadow() && f.mark.epoch <= at.brief.epoch) {
-        live::drop_table(at, &found.name).await?;
-    }
+    undo::drop_shadows(at, |epoch| epoch <= at.brief.epoch).await?;
     create_schemas(at, tables).await?;
     at.create_stage().await?;
     let mut entries = Vec::with_capacity(tables.len() + plan.chunks.len() + 1);

@@ -3,6 +3,9 @@
 //! `ALTER TABLE … SWAP WITH` is atomic, but done twice it would bring the old table back, and the service cannot be asked to do it under a condition. So each attempt
 //! first gives the shadow a name that no other attempt has, then looks whether that is still the shadow, and swaps by that name: whoever comes late, or again
 //! after a lost reply, finds no table of the name that he knows.
+//!
+//! That all tables are swapped is recorded before the first old table is put aside: so whoever takes a swap back (`undo.rs`) finds every old table under an attempt's name. If its process ends right
+//! between the two, they bear those names until they are dropped.
 
 use std::time::Duration;
 
@@ -10,15 +13,16 @@ use tokio::time::Instant;
 
 use super::{
     Snowflake,
-    ledger::{self, shadow_of},
+    ledger::{self, of_kinds, shadow_of},
     live::{self, went_through},
     mark::{self, Mark},
     retire, seal,
+    transaction::Transaction,
 };
 use crate::{
     destination::{
         Error,
-        fact::{Carried, Fact, Sealed, Swapped, Table, Verified},
+        fact::{Carried, Fact, GivenUp, Sealed, Swapped, Table, Verified},
         gone,
     },
     report::SwapReport,
@@ -28,13 +32,33 @@ use crate::{
 /// How often a swap of one table is begun anew because somebody else was at it.
 const ATTEMPTS: u32 = 20;
 
+/// Who swaps an epoch's tables.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    /// Stops when the epoch is given up.
+    Itself,
+    WhoGivesUp,
+}
+
 /// See [`Destination::swap`](crate::destination::Destination::swap).
 pub(super) async fn swap(at: &Snowflake) -> Result<SwapReport, Error> {
+    run(at, By::Itself).await
+}
+
+/// Brings a swap to its end that was begun by an epoch that is given up since.
+pub(super) async fn finish(at: &Snowflake) -> Result<SwapReport, Error> {
+    run(at, By::WhoGivesUp).await
+}
+
+async fn run(at: &Snowflake, by: By) -> Result<SwapReport, Error> {
     if let Some(report) = ledger::swap_report(at).await? {
-        return Ok(report);
+        return done(at, report).await;
     }
     at.fence().await?;
-    let facts = at.facts(&[Table::KIND, Sealed::KIND, Carried::KIND, Verified::KIND]).await?;
+    let facts = at.facts(&[Table::KIND, Sealed::KIND, Carried::KIND, Verified::KIND, GivenUp::KIND]).await?;
+    if by == By::Itself && facts.get::<GivenUp>(0)?.is_some() {
+        return Err(is_given_up(at));
+    }
     let tables = facts.all::<Table>()?;
     if tables.is_empty() {
         return Err(gone(&at.brief));
@@ -49,9 +73,10 @@ pub(super) async fn swap(at: &Snowflake) -> Result<SwapReport, Error> {
     retire::drop_until(at, at.brief.epoch.saturating_sub(1)).await?;
     // Whatever refuses is found before the first table is touched.
     for (_, _, table) in &tables {
-        if let Some(found) = live::find(at, &table.schema.destination).await? {
+        let name = &table.schema.destination;
+        if let Some(found) = live::find(at, name).await?.filter(|found| !found.is_of(at)) {
             live::refuse(at, &found, &table.schema).await?;
-            if let Some(policies) = seal::policies(at, &table.schema.destination).await? {
+            if let Some(policies) = seal::policies(at, name).await? {
                 return Err(super::error::permanent("PolicyUnkept", policies));
             }
         }
@@ -61,17 +86,38 @@ pub(super) async fn swap(at: &Snowflake) -> Result<SwapReport, Error> {
     for (_, _, table) in &tables {
         retries += exchange(at, table).await?;
     }
-    let mixed = started.elapsed();
-    for (_, _, table) in &tables {
-        put_aside(at, table).await?;
-    }
-    record(at, mixed, retries).await
+    let report = record(at, started.elapsed(), retries, by).await?;
+    done(at, report).await
 }
 
-async fn record(at: &Snowflake, mixed: Duration, retries: u32) -> Result<SwapReport, Error> {
+/// What is left to do once a swap is recorded. A newer epoch does it with its own.
+async fn done(at: &Snowflake, report: SwapReport) -> Result<SwapReport, Error> {
+    match put_aside(at).await {
+        Ok(()) | Err(Error::Superseded(_)) => Ok(report),
+        Err(error) => Err(error),
+    }
+}
+
+/// The last word, which nobody has once somebody else decides what becomes of the tables.
+async fn record(at: &Snowflake, mixed: Duration, retries: u32, by: By) -> Result<SwapReport, Error> {
     let now = at.now().await?.get(..19).unwrap_or_default().replace(' ', "T");
-    at.record(&[at.entry(0, 0, &Swapped { at: format!("{now}.000Z"), millis: mixed.as_millis() as i64, retries })?]).await?;
+    let swapped = at.entry(0, 0, &Swapped { at: format!("{now}.000Z"), millis: mixed.as_millis() as i64, retries })?;
+    let mut transaction = Transaction::fenced(at).await?;
+    let facts = transaction.facts_where(&of_kinds(&[Swapped::KIND, GivenUp::KIND])).await?;
+    if facts.get::<Swapped>(0)?.is_some() {
+        transaction.roll_back().await;
+    } else if by == By::Itself && facts.get::<GivenUp>(0)?.is_some() {
+        transaction.roll_back().await;
+        return Err(is_given_up(at));
+    } else {
+        transaction.record(&[swapped]).await?;
+        transaction.commit().await?;
+    }
     ledger::swap_report(at).await?.ok_or_else(|| gone(&at.brief))
+}
+
+fn is_given_up(at: &Snowflake) -> Error {
+    Error::Transient(format!("epoch {} is being given up: whoever does so finishes its swap or takes it back", at.brief.epoch))
 }
 
 /// Brings this epoch's table under its live name. Returns how often that was begun anew.
@@ -125,9 +171,16 @@ fn is_ours(at: &Snowflake, table: &Table, mark: &Mark) -> bool {
         == (at.brief.mirror_uid.as_str(), at.brief.epoch, table.schema.number, Some(table.generation))
 }
 
-/// Marks what the swap has put under an attempt's name as retired, and gives it a name that people understand. Under the name of a newer epoch's attempt is that
-/// epoch's shadow: whoever wakes up late leaves it alone.
-async fn put_aside(at: &Snowflake, table: &Table) -> Result<(), Error> {
+/// Marks what a swap that is done has put under attempts' names as retired, and gives it names that people understand.
+pub(super) async fn put_aside(at: &Snowflake) -> Result<(), Error> {
+    for (_, _, table) in at.facts(&[Table::KIND]).await?.all::<Table>()? {
+        put_one_aside(at, &table).await?;
+    }
+    Ok(())
+}
+
+/// Under the name of a newer epoch's attempt is that epoch's shadow: whoever wakes up late leaves it alone.
+async fn put_one_aside(at: &Snowflake, table: &Table) -> Result<(), Error> {
     let name = &table.schema.destination;
     let doing = format!("putting aside the old {name}");
     let mark = Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.schema.number, generation: None };

@@ -1,6 +1,8 @@
 //! What only Snowflake does: the change stream, what is kept over a swap, case, and how the service answers.
 
 mod apply;
+mod faults;
+mod idle;
 mod keeps;
 mod service;
 mod swapping;
@@ -16,6 +18,12 @@ use crate::{
     fixture::{Fixture, open, table, whole},
     on_snowflake::OnSnowflake,
 };
+
+/// Runs something to its end, from where nothing can be awaited.
+fn at_once(what: impl Future<Output = ()> + Send + 'static) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    std::thread::spawn(move || runtime.block_on(what)).join().unwrap();
+}
 
 /// `people`, keyed by its first column.
 fn people(place: &OnSnowflake) -> TableSchema {
