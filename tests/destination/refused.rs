@@ -1,9 +1,6 @@
 //! What a PostgreSQL destination refuses while it loads.
 
-use mirror_operator::{
-    destination::{Destination, Error},
-    report::Failure,
-};
+use mirror_operator::{destination::Error, report::Failure};
 
 use crate::{
     fixture::{Fixture, boundary, load, open, plan, table},
