@@ -130,4 +130,35 @@ mod tests {
         let unknown: BTreeSet<_> = words.into_iter().filter(|word| !known.contains(word)).collect();
         assert!(unknown.is_empty(), "docs/failure-modes.md names what is nowhere in the program: {unknown:?}");
     }
+
+    /// What needs a system that fails, or a server of another version.
+    const UNTESTED: [&str; 6] = ["HttpClient", "Internal", "Listen", "NoRuntime", "Serve", "VersionUnsupported"];
+
+    /// The tests below a directory, with this list left out.
+    fn tests_of(directory: &Path, all: &mut String) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                tests_of(&path, all);
+            } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("src/trouble.rs") {
+                let source = std::fs::read_to_string(&path).unwrap();
+                let below = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap();
+                let apart = below.components().any(|part| matches!(part.as_os_str().to_str(), Some("tests" | "tests.rs")));
+                all.push_str(if apart { &source } else { source.split_once("#[cfg(test)]").map_or("", |(_, tests)| tests) });
+            }
+        }
+    }
+
+    #[test]
+    fn every_reason_of_a_failure_is_named_by_a_test_but_for_those_that_none_can_bring_about() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let (mut found, mut tests) = (BTreeSet::new(), String::new());
+        reasons(&root.join("src"), &mut found);
+        for directory in ["src", "tests"] {
+            tests_of(&root.join(directory), &mut tests);
+        }
+        let named: BTreeSet<&str> = tests.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+        let missing: Vec<&String> = found.iter().filter(|reason| !named.contains(reason.as_str())).collect();
+        assert_eq!(missing, UNTESTED.iter().collect::<Vec<_>>());
+    }
 }

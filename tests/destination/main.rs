@@ -21,6 +21,7 @@ mod on_postgres;
 mod on_snowflake;
 mod peer;
 mod proxy;
+mod refused;
 mod snowflake;
 mod speed;
 mod swap;

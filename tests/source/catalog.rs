@@ -1,9 +1,13 @@
 //! Reading tables of every kind.
 
 use mirror_operator::{
-    api::mirror::{self, Mode},
-    brief::Brief,
-    destination,
+    api::{
+        mirror::{self, Mode},
+        peer::{Role, TlsMode},
+    },
+    brief::{Brief, DestinationPeer},
+    check, destination,
+    postgres::Connection,
     source::{Error, catalog, preflight},
     table::Identity,
 };
@@ -242,6 +246,24 @@ async fn a_role_without_rights_is_told_each_statement() {
     client.batch_execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await.unwrap();
     drop(client);
     fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_table_with_nothing_to_copy_is_refused() {
+    let fixture = Fixture::new().await;
+    fixture.at_source().await.batch_execute("CREATE TABLE bare (); ALTER TABLE bare REPLICA IDENTITY FULL").await.unwrap();
+    let (tables, problems) = read(&fixture, &fixture.brief(1, &["public.bare"])).await;
+    let words = "public.bare has no column to copy; list it no more, or exclude fewer columns";
+    assert_eq!((tables.len(), problems), (0, vec![("NoColumns".to_string(), words.to_string())]));
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_server_whose_certificate_nobody_knows_is_not_trusted() {
+    // Without a CA of one's own the public ones are trusted; none of them has signed the test server's certificate.
+    let stranger = Connection { tls: TlsMode::VerifyFull, ca: None, ..crate::support::connection(crate::support::SOURCE) };
+    let [problem] = check::run(&DestinationPeer::Postgres(stranger), &[Role::Source]).await.problems.try_into().unwrap();
+    assert_eq!((problem.reason.as_str(), problem.permanent), ("TlsFailed", false), "{problem:?}");
 }
 
 #[tokio::test]

@@ -222,3 +222,22 @@ impl Backoff {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::connect::SecretFile;
+
+    #[test]
+    fn a_key_that_is_not_one_of_a_service_account_is_named_and_not_shown() {
+        let mut to = super::super::tests::unconnected(&serde_json::json!({})).to.clone();
+        let path = std::env::temp_dir().join(format!("mirror-test-credentials-{}", std::process::id()));
+        std::fs::write(&path, "{\"type\": \"hush\"}").unwrap();
+        to.at.password = Some(SecretFile { path: path.clone(), secret: "bq".into(), key: "key.json".into() });
+        let refused = identity(&to);
+        std::fs::remove_file(path).unwrap();
+        let Err(Error::Permanent(failure)) = refused else { panic!("it was taken for a key") };
+        let words = "Peer b: key \"key.json\" of Secret \"bq\": it is not the key file (JSON) of a service account";
+        assert_eq!((failure.reason.as_str(), failure.message.as_str()), ("CredentialsInvalid", words));
+    }
+}

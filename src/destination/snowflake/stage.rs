@@ -308,3 +308,35 @@ fn lost(error: object_store::Error) -> Error {
 fn unpacked(error: std::io::Error) -> Error {
     Error::Transient(format!("compressing rows: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The reason for which nothing can be put where the account says; empty if it can.
+    fn refused(info: Value) -> String {
+        let at =
+            json!({ "peer": "b", "host": "h", "port": 443, "database": "D", "user": "U", "tls": "VerifyFull", "connectTimeoutMillis": 1 });
+        let to = json!({ "at": at, "account": "a", "schema": "S", "keyPair": true, "names": "Upper", "patienceMillis": 1 });
+        match Place::new(&serde_json::from_value(to).unwrap(), serde_json::from_value(info).unwrap()) {
+            Ok(_) => String::new(),
+            Err(Error::Permanent(failure)) => failure.reason,
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn a_stage_that_nothing_can_be_put_into_is_refused_by_name() {
+        let creds = json!({ "AWS_KEY_ID": "k", "AWS_SECRET_KEY": "s" });
+        let stage = |more: &str, value: Value| {
+            let mut info = json!({ "locationType": "S3", "location": "bucket/path/", "region": "eu-central-1", "creds": creds });
+            info[more] = value;
+            info
+        };
+        assert_eq!(refused(stage("isClientSideEncrypted", json!(false))), "");
+        assert_eq!(refused(stage("isClientSideEncrypted", json!(true))), "StageEncryption");
+        assert_eq!(refused(stage("locationType", json!("LOCAL_FS"))), "StageUnsupported");
+    }
+}

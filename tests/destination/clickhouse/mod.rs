@@ -10,6 +10,7 @@ mod ordinary;
 mod pair;
 mod pressure;
 mod random;
+mod refused;
 mod replay;
 mod rights;
 mod swapping;
