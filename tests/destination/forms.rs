@@ -24,8 +24,11 @@ use crate::{
 };
 
 /// The source's table `t` with random values of every type, each NULL now and then; and its schema without a destination.
-async fn source(drawn: &[Drawn]) -> (OnPostgres, TableSchema) {
+async fn source(mut drawn: Vec<Drawn>) -> (OnPostgres, TableSchema) {
     let place = OnPostgres::new().await;
+    // Scales beyond the precision, and below zero, came with PostgreSQL 15.
+    let old = place.rows("SELECT current_setting('server_version_num')::int < 150000").await == ["t"];
+    drawn.retain(|d| !(old && d.type_.starts_with("numeric(3,")));
     let columns: Vec<String> = drawn.iter().enumerate().map(|(i, d)| format!("c{i} {}", d.type_)).collect();
     place.run(&format!("{}; CREATE TABLE public.t (id bigint PRIMARY KEY, {})", values::USER_TYPES, columns.join(", "))).await;
     let mut runner = TestRunner::deterministic();
@@ -60,7 +63,7 @@ async fn sent(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_of_a_file_is_the_same_from_binary_values_and_from_texts() {
-    let (place, schema) = source(&values::all(1..10_000, 29).into_iter().chain(values::grids()).collect::<Vec<_>>()).await;
+    let (place, schema) = source(values::all(1..10_000, 29).into_iter().chain(values::grids()).collect()).await;
     let mut forms = Vec::new();
     for binary in [true, false] {
         let (schema, pieces) = sent(&place, &schema, |source| snowflake::types::destination_type(source, None), binary).await;
@@ -81,7 +84,7 @@ async fn a_row_of_a_file_is_the_same_from_binary_values_and_from_texts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_of_a_stream_is_the_same_from_binary_values_and_from_texts() {
-    let (place, schema) = source(&values::all(1..10_000, 38)).await;
+    let (place, schema) = source(values::all(1..10_000, 38)).await;
     let rules = bigquery::encode::Rules { out_of_range: OutOfRange::Error, null_elements: NullElements::Omit };
     let mut forms = Vec::new();
     for binary in [true, false] {

@@ -72,13 +72,12 @@ async fn random_values_of_every_type_read_back_whether_loaded_or_applied() {
     let mut applier = at.applier().await.unwrap();
     applier.write(&schema, changes.collect(), vec![made(1500); applied.len()], Counts::default()).await.unwrap();
     applier.commit(Lsn(2000)).await.unwrap();
-    for (place_, type_) in drawn.iter().map(|d| d.type_.as_str()).enumerate() {
-        let sql =
-            format!("SELECT {}, {} FROM public.t ORDER BY id", read(type_, &format!("n{place_}")), read(type_, &format!("r{place_}")));
+    for (nth, type_) in drawn.iter().map(|d| d.type_.as_str()).enumerate() {
+        let sql = format!("SELECT {}, {} FROM public.t ORDER BY id", read(type_, &format!("n{nth}")), read(type_, &format!("r{nth}")));
         let found = place.rows(&sql).await;
         assert_eq!(found.len(), rows.len());
         for (id, (found, row)) in found.iter().zip(&rows).enumerate() {
-            for (found, value) in found.split('|').zip(&row[2 * place_..]) {
+            for (found, value) in found.split('|').zip(&row[2 * nth..]) {
                 let found = match found {
                     "∅" => Value::Null,
                     array if type_.ends_with("[]") => items(array),

@@ -220,7 +220,9 @@ async fn random_values_of_every_type_read_as_postgresql_prints_them() {
                 assert_eq!(found[id][place], expected, "{round}: {} of row {id}", type_of(place));
             }
         }
-        pair.stream(&*at).await;
+        if round == "the load" {
+            pair.stream(&*at).await;
+        }
     }
 }
 
