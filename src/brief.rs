@@ -11,7 +11,8 @@ use crate::{
     },
     destination::{bigquery, clickhouse, snowflake},
     name,
-    postgres::Connection,
+    postgres::{Connection, connect::SecretFile},
+    source::partition::LEAST_CHUNK,
 };
 
 /// Where the brief is mounted in every data pod.
@@ -119,6 +120,32 @@ impl DestinationPeer {
             Self::Snowflake(peer) => &peer.at,
         }
     }
+
+    /// The files that a pod reads to reach it.
+    pub fn secrets(&self) -> impl Iterator<Item = &SecretFile> {
+        let stage = match self {
+            Self::Snowflake(peer) => peer.stage.as_ref().and_then(|stage| stage.credentials.as_ref()),
+            _ => None,
+        };
+        self.connection().secrets().chain(stage)
+    }
+
+    /// The label without which a pod gets no identity from the cloud (Microsoft docs, "Microsoft Entra Workload ID", "Pod labels").
+    pub fn identity_label(&self) -> Option<(&'static str, &'static str)> {
+        let Self::Snowflake(snowflake::Peer { stage: Some(stage), .. }) = self else { return None };
+        (stage.credentials.is_none() && stage.url.starts_with("azure://")).then_some(("azure.workload.identity/use", "true"))
+    }
+
+    /// The bytes of a chunk that serve this kind best, where the Mirror names none.
+    pub fn best_chunk(&self) -> u64 {
+        match self {
+            Self::Postgres(_) | Self::ClickHouse(_) => LEAST_CHUNK,
+            // Each chunk costs queries of 10 MB and a DML statement, of which a table takes 25 in 10 s (docs/bigquery.md, "Quotas").
+            Self::BigQuery(_) => 256 << 20,
+            // Snowflake wants files of 100 to 250 MB, packed (Snowflake docs, "Preparing your data files"); rows pack to a sixth or to a third.
+            Self::Snowflake(_) => 1 << 30,
+        }
+    }
 }
 
 impl Brief {
@@ -127,6 +154,11 @@ impl Brief {
         self.replication.resources = spec.replication.resources.clone();
         self.pods = spec.pods.clone();
         self
+    }
+
+    /// The files that its pods read to reach source and destination.
+    pub fn secrets(&self) -> Vec<&SecretFile> {
+        self.source.secrets().chain(self.destination.secrets()).collect()
     }
 
     /// The slot that this epoch streams: its own, unless the user has one for all epochs.

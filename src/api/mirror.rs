@@ -216,9 +216,11 @@ pub struct Snapshot {
     /// About how much of a table one pod loads, 1Mi or more: the unit of retry.
     #[schemars(extend("x-kubernetes-validations" = at_least("1Mi")))]
     pub partition_size: Bytes,
-    /// About how much is written in one transaction, 64Ki or more: the unit of progress, never loaded twice.
+    /// About how much is written in one transaction, 64Ki or more: the unit of progress, never loaded twice. If absent, what serves the destination: 64Mi, or
+    /// the share of each worker where that is more, up to 256Mi at BigQuery and up to 1Gi at Snowflake; not more than `partitionSize`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-validations" = at_least("64Ki")))]
-    pub chunk_size: Bytes,
+    pub chunk_size: Option<Bytes>,
     /// Bound on the bytes that all workers together read from the source in a second. Each worker has its share by the workers that the resync begins with:
     /// a load whose `maxParallelWorkers` is changed reads in proportion.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -428,7 +430,7 @@ impl Default for Snapshot {
         Self {
             max_parallel_workers: 4,
             partition_size: bytes("1Gi"),
-            chunk_size: bytes("64Mi"),
+            chunk_size: None,
             max_bytes_per_second: None,
             resources: Resources::of("20m", "32Mi", "512Mi"),
         }

@@ -163,7 +163,10 @@ pub struct BigQueryPeer {
 /// How to reach a Snowflake account.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.privateKeySecretRef) != has(self.passwordSecretRef)").message("exactly one of privateKeySecretRef and passwordSecretRef must be given"))]
+#[x_kube(
+    validation = Rule::new("has(self.privateKeySecretRef) != has(self.passwordSecretRef)").message("exactly one of privateKeySecretRef and passwordSecretRef must be given"),
+    validation = Rule::new("!has(self.stage) || !has(self.stage.endpoint) || !self.stage.endpoint.startsWith('http://') || (has(self.tls) && has(self.tls.mode) && self.tls.mode == 'Disable')").message("a stage.endpoint without TLS is only used with tls.mode Disable")
+)]
 pub struct SnowflakePeer {
     /// The account's identifier, such as `myorg-account123` or `xy12345.eu-central-1`.
     #[schemars(length(min = 1, max = 200), regex(pattern = "^[A-Za-z0-9_.-]+$"))]
@@ -179,7 +182,7 @@ pub struct SnowflakePeer {
     /// Name of the database.
     #[schemars(length(min = 1, max = 255))]
     pub database: String,
-    /// Name of the schema that holds the ledger, the stage and, unless the Mirror says otherwise, the tables.
+    /// Name of the schema that holds the ledger, the mirrors' own stages and, unless the Mirror says otherwise, the tables.
     #[schemars(length(min = 1, max = 255))]
     pub schema: String,
     /// Name of the warehouse that loads and merges. The user's default one if absent.
@@ -199,6 +202,9 @@ pub struct SnowflakePeer {
     /// The Secret and key that hold the user's password. Snowflake lets service users log in with a key only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_secret_ref: Option<SecretKeyRef>,
+    /// The external stage that rows go through. Without it each mirror has an internal one of its own, which needs nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<super::snowflake::SnowflakeStage>,
     /// How names are written.
     #[serde(default)]
     pub names: super::snowflake::Names,

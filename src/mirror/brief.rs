@@ -148,7 +148,7 @@ fn snapshot(of_mirror: &Snapshot, overrides: Option<&SnapshotOverrides>) -> Snap
     if let Some(overrides) = overrides {
         snapshot.max_parallel_workers = overrides.max_parallel_workers.unwrap_or(snapshot.max_parallel_workers);
         snapshot.partition_size = overrides.partition_size.clone().unwrap_or(snapshot.partition_size);
-        snapshot.chunk_size = overrides.chunk_size.clone().unwrap_or(snapshot.chunk_size);
+        snapshot.chunk_size = overrides.chunk_size.clone().or(snapshot.chunk_size);
         snapshot.max_bytes_per_second = overrides.max_bytes_per_second.clone().or(snapshot.max_bytes_per_second);
         snapshot.resources = overrides.resources.clone().unwrap_or(snapshot.resources);
     }

@@ -6,6 +6,7 @@ use crate::{
     api::{
         Peer,
         peer::{BigQueryPeer, SecretKeyRef, SnowflakePeer, Tls, TlsMode},
+        snowflake::SnowflakeStage,
     },
     brief::DestinationPeer,
     destination::{bigquery, clickhouse, snowflake},
@@ -64,8 +65,27 @@ fn account(peer: &Peer, side: &str, snowflake: &SnowflakePeer) -> snowflake::Pee
         role: snowflake.role.as_ref().map(stored),
         key_pair: snowflake.private_key_secret_ref.is_some(),
         names,
+        stage: snowflake.stage.as_ref().map(|stage| external(side, snowflake, stage)),
         patience_millis: snowflake::PATIENCE_MILLIS,
     }
+}
+
+fn external(side: &str, snowflake: &SnowflakePeer, stage: &SnowflakeStage) -> snowflake::ExternalStage {
+    let stored = |given: &Option<String>, otherwise: &String| snowflake.names.stored(given.as_ref().unwrap_or(otherwise));
+    snowflake::ExternalStage {
+        database: stored(&stage.database, &snowflake.database),
+        schema: stored(&stage.schema, &snowflake.schema),
+        name: snowflake.names.stored(&stage.name),
+        url: stage.url.clone(),
+        region: stage.region.clone(),
+        endpoint: stage.endpoint.clone(),
+        credentials: stage.credentials_secret_ref.as_ref().map(|r| mounted(side, "stage", &r.name, &r.key)),
+    }
+}
+
+/// Where a pod finds a Secret's key.
+fn mounted(side: &str, what: &str, secret: &str, key: &str) -> SecretFile {
+    SecretFile { path: PathBuf::from(format!("/etc/mirror-operator/{side}/{what}/value")), secret: secret.into(), key: key.into() }
 }
 
 fn reach(
@@ -76,11 +96,7 @@ fn reach(
     tls: &Tls,
     timeout: &crate::api::quantity::Span,
 ) -> Connection {
-    let file = |what: &str, secret: &str, key: &str| SecretFile {
-        path: PathBuf::from(format!("/etc/mirror-operator/{side}/{what}/value")),
-        secret: secret.into(),
-        key: key.into(),
-    };
+    let file = |what: &str, secret: &str, key: &str| mounted(side, what, secret, key);
     let by_ref = |what: &str, reference: &SecretKeyRef| file(what, &reference.name, &reference.key);
     let certificate = tls.client_certificate_secret_ref.as_ref();
     Connection {

@@ -57,7 +57,7 @@ pub async fn rehearse(brief: &Brief) -> Result<PlanReport, Failure> {
         refuse(catalog.problems)?;
         let mut relations = relations(brief, &client, &tables).await?;
         keys::measure(&client, &tables, &mut relations).await?;
-        let plan = partition::plan(&relations, sizes(brief));
+        let plan = partition::plan(&relations, sizes(brief, &relations));
         Ok::<_, Error>((tables.len(), plan))
     };
     let (tables, plan) = plan.await.map_err(|error| error.failure())?;
@@ -101,7 +101,7 @@ pub async fn prepare(brief: &Brief, destination: &dyn Destination, board: &Board
     refuse(catalog.problems)?;
     let mut relations = holder.look(relations(brief, holder.client(), &tables)).await?;
     keys::measure(&client, &tables, &mut relations).await?;
-    let plan = partition::plan(&relations, sizes(brief));
+    let plan = partition::plan(&relations, sizes(brief, &relations));
     tracing::info!(lsn = %boundary.lsn, tables = tables.len(), chunks = plan.chunks.len(), partitions = plan.partitions, "planned");
     destination.create_shadows(boundary, &tables, &plan).await?;
     // Another slot ends with its session, and would only keep the source's log.
@@ -138,12 +138,10 @@ async fn relations(brief: &Brief, client: &Client, tables: &[TableSchema]) -> Re
     if brief.load { catalog::relations(client, tables).await } else { Ok(vec![]) }
 }
 
-fn sizes(brief: &Brief) -> Sizes {
-    Sizes {
-        chunk: brief.snapshot.chunk_size.get(),
-        partition: brief.snapshot.partition_size.get(),
-        workers: brief.snapshot.max_parallel_workers,
-    }
+fn sizes(brief: &Brief, relations: &[Relation]) -> Sizes {
+    let (partition, workers) = (brief.snapshot.partition_size.get(), brief.snapshot.max_parallel_workers);
+    let best = || partition::chunk_size(relations, brief.destination.best_chunk(), partition, workers);
+    Sizes { chunk: brief.snapshot.chunk_size.as_ref().map_or_else(best, |given| given.get()), partition, workers }
 }
 
 fn refuse(problems: Vec<Failure>) -> Result<(), Error> {

@@ -49,6 +49,14 @@ pub struct Connection {
     pub connect_timeout_millis: u64,
 }
 
+impl Connection {
+    /// The files that a pod reads to connect.
+    pub fn secrets(&self) -> impl Iterator<Item = &SecretFile> {
+        let pair = self.client_certificate.iter().flat_map(|(certificate, key)| [certificate, key]);
+        self.password.iter().chain(&self.ca).chain(pair)
+    }
+}
+
 /// A key of a Secret as it is mounted in the pod.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SecretFile {

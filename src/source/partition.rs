@@ -30,6 +30,9 @@ pub struct Sizes {
     pub workers: u16,
 }
 
+/// A chunk whose size nobody has given is not smaller than this, but for small tables.
+pub const LEAST_CHUNK: u64 = 64 << 20;
+
 /// A partition below this is not worth a pod of its own: it loads in about the time that a pod takes to start.
 const WORTH_A_POD: u64 = 128 << 20;
 
@@ -38,6 +41,13 @@ const COST_OF_A_CHUNK: u64 = 64 << 10;
 
 /// Chunks of one relation, at most: each is written down before the load begins, and the size of what is no table is the planner's guess.
 const MOST_CHUNKS: u64 = 100_000;
+
+/// The size of chunks where none is given: the one that serves the destination best, as long as no worker goes without a chunk for it and none is more than
+/// a partition.
+pub fn chunk_size(relations: &[Relation], best: u64, partition: u64, workers: u16) -> u64 {
+    let total = relations.iter().map(|r| r.bytes).fold(0, u64::saturating_add);
+    (total / u64::from(workers.max(1))).min(best).max(LEAST_CHUNK).min(partition)
+}
 
 /// Divides `relations` into chunks and bins them into partitions: the largest tables first, the partitions about equal in work.
 ///
@@ -196,6 +206,21 @@ mod tests {
         assert_eq!(plan(&[heap(0, 1_350_000_000)], SIZES).partitions, 4);
         assert_eq!(plan(&[heap(0, 100 << 20)], SIZES).partitions, 1);
         assert_eq!(plan(&[heap(0, 0), heap(1, 0)], SIZES).partitions, 1);
+    }
+
+    #[test]
+    fn chunks_without_a_size_are_as_large_as_serves_the_destination_and_leave_work_for_every_worker() {
+        const MIB: u64 = 1 << 20;
+        let of =
+            |total: u64, best: u64| chunk_size(&[heap(0, total / 4), heap(1, total - total / 4)], best * MIB, SIZES.partition, 4) / MIB;
+        // PostgreSQL, BigQuery, Snowflake.
+        assert_eq!([64, 256, 1024].map(|best| of(100 << 30, best)), [64, 256, 1024]);
+        assert_eq!([64, 256, 1024].map(|best| of(2 << 30, best)), [64, 256, 512]);
+        assert_eq!([64, 256, 1024].map(|best| of(1 << 20, best)), [64, 64, 64]);
+        assert_eq!(chunk_size(&[heap(0, 100 << 30)], 1024 * MIB, 16 * MIB, 4), 16 * MIB);
+        let all = [heap(0, 2 << 30)];
+        let plan = plan(&all, Sizes { chunk: chunk_size(&all, 1024 * MIB, SIZES.partition, 4), ..SIZES });
+        assert_eq!((plan.chunks.len(), plan.partitions), (4, 4));
     }
 
     #[test]

@@ -92,4 +92,49 @@ mod tests {
         stored.as_object_mut().unwrap().remove("pods").unwrap();
         assert_eq!(serde_json::from_value::<Brief>(stored).unwrap(), brief(json!({}), json!({})));
     }
+
+    #[test]
+    fn pods_have_what_writes_to_the_stage_of_a_peer() {
+        let of = |stage: Value| {
+            let secret = json!({ "name": "s", "key": "k" });
+            let at = json!({ "account": "a", "database": "d", "schema": "shop", "user": "u", "passwordSecretRef": secret, "stage": stage });
+            let peer = Peer::new("b", serde_json::from_value(json!({ "roles": ["Destination"], "snowflake": at })).unwrap());
+            let destination = crate::peer::destination(&peer, "destination").unwrap();
+            let pods = [
+                pipeline_set(
+                    &Brief { destination: destination.clone(), ..brief(json!({}), json!({})) },
+                    "i",
+                    1,
+                    &OwnerReference::default(),
+                )
+                .spec
+                .unwrap()
+                .template,
+                check_job("n", "c", "b", &destination, "Destination", "i", &OwnerReference::default()).spec.unwrap().template,
+            ];
+            let read = |pod: &k8s_openapi::api::core::v1::PodTemplateSpec| {
+                let spec = pod.spec.clone().unwrap();
+                let mounts = spec.containers[0].volume_mounts.clone().unwrap();
+                let path = mounts.into_iter().find(|m| m.name == "destination-stage").map(|m| m.mount_path);
+                let secret = spec
+                    .volumes
+                    .unwrap()
+                    .into_iter()
+                    .find(|v| v.name == "destination-stage")
+                    .map(|v| v.secret.unwrap().secret_name.unwrap());
+                let label = pod.metadata.as_ref().unwrap().labels.as_ref().unwrap().contains_key("azure.workload.identity/use");
+                (path.zip(secret), label)
+            };
+            assert_eq!(read(&pods[0]), read(&pods[1]));
+            read(&pods[0])
+        };
+        let azure = "azure://acc.blob.core.windows.net/c/p";
+        let mounted = Some(("/etc/mirror-operator/destination/stage".to_string(), "bucket".to_string()));
+        assert_eq!(
+            of(json!({ "name": "rows", "url": azure, "credentialsSecretRef": { "name": "bucket", "key": "sas" } })),
+            (mounted, false)
+        );
+        assert_eq!(of(json!({ "name": "rows", "url": azure })), (None, true));
+        assert_eq!(of(json!({ "name": "rows", "url": "s3://b/p", "region": "r" })), (None, false));
+    }
 }

@@ -12,7 +12,7 @@ use k8s_openapi::{
 
 use crate::{
     api::pod::{Placement, Resources},
-    postgres::{Connection, connect::SecretFile},
+    postgres::connect::SecretFile,
 };
 
 /// Label with the Mirror's name.
@@ -50,8 +50,10 @@ pub struct PodShape<'a> {
     pub env: Vec<EnvVar>,
     /// ConfigMap with the brief, if the pod needs one.
     pub brief: Option<String>,
-    /// Connections whose secrets are mounted.
-    pub connections: Vec<&'a Connection>,
+    /// Secrets that are mounted.
+    pub secrets: Vec<&'a SecretFile>,
+    /// A label that gives it an identity.
+    pub identity: Option<(&'a str, &'a str)>,
     /// What it asks for.
     pub resources: &'a Resources,
     /// Where it may run.
@@ -66,6 +68,8 @@ pub fn template(shape: PodShape<'_>) -> PodTemplateSpec {
     let mut env = vec![EnvVar { name: "MIRROR_LOG".into(), value: std::env::var("MIRROR_LOG").ok(), ..EnvVar::default() }];
     env.retain(|v| v.value.is_some());
     env.extend(shape.env);
+    let mut pod_labels = shape.labels;
+    pod_labels.extend(shape.identity.map(|(name, value)| (name.to_string(), value.to_string())));
     let Placement { node_selector, tolerations } = shape.placement.clone();
     let container = Container {
         name: "main".into(),
@@ -85,7 +89,7 @@ pub fn template(shape: PodShape<'_>) -> PodTemplateSpec {
         ..Container::default()
     };
     PodTemplateSpec {
-        metadata: Some(ObjectMeta { labels: Some(shape.labels), ..ObjectMeta::default() }),
+        metadata: Some(ObjectMeta { labels: Some(pod_labels), ..ObjectMeta::default() }),
         spec: Some(PodSpec {
             containers: vec![container],
             volumes: Some(volumes),
@@ -124,15 +128,11 @@ fn mounts(shape: &PodShape<'_>) -> (Vec<Volume>, Vec<VolumeMount>) {
             ..VolumeMount::default()
         });
     }
-    for connection in &shape.connections {
-        let pair = connection.client_certificate.as_ref();
-        let files = [connection.password.as_ref(), connection.ca.as_ref(), pair.map(|p| &p.0), pair.map(|p| &p.1)];
-        for file in files.into_iter().flatten() {
-            let Some(folder) = file.path.parent() else { continue };
-            let name = folder.to_string_lossy().trim_start_matches("/etc/mirror-operator/").replace('/', "-");
-            volumes.push(secret_volume(&name, file));
-            mounts.push(VolumeMount { name, mount_path: folder.to_string_lossy().into(), read_only: Some(true), ..VolumeMount::default() });
-        }
+    for file in &shape.secrets {
+        let Some(folder) = file.path.parent() else { continue };
+        let name = folder.to_string_lossy().trim_start_matches("/etc/mirror-operator/").replace('/', "-");
+        volumes.push(secret_volume(&name, file));
+        mounts.push(VolumeMount { name, mount_path: folder.to_string_lossy().into(), read_only: Some(true), ..VolumeMount::default() });
     }
     (volumes, mounts)
 }

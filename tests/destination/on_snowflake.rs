@@ -89,6 +89,7 @@ fn peer(at: mirror_operator::postgres::Connection, account: &str, warehouse: Opt
         role: None,
         key_pair: false,
         names: Names::Upper,
+        stage: None,
         patience_millis: PATIENCE_MILLIS,
     }
 }

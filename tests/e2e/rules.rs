@@ -20,6 +20,12 @@ async fn a_peer_that_makes_no_sense_is_refused() {
         server.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         json!({ "roles": ["Source"], "postgres": server })
     };
+    let staged = |more: Value| {
+        let mut stage = json!({ "name": "ROWS" });
+        stage.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let secret = json!({ "name": "n", "key": "k" });
+        json!({ "roles": ["Destination"], "snowflake": { "account": "a", "database": "d", "schema": "s", "user": "u", "passwordSecretRef": secret, "stage": stage } })
+    };
     let table = [
         (json!({ "roles": ["Source"] }), "exactly one kind of database"),
         (json!({ "roles": ["Destination"], "postgres": server, "clickhouse": server }), "exactly one kind of database"),
@@ -31,6 +37,12 @@ async fn a_peer_that_makes_no_sense_is_refused() {
             json!({ "roles": ["Destination"], "snowflake": { "account": "a", "database": "d", "schema": "s", "user": "u" } }),
             "exactly one of privateKeySecretRef",
         ),
+        (staged(json!({ "url": "s3://b/p" })), "region is given with a url of S3"),
+        (staged(json!({ "url": "gcs://b/p", "region": "eu-central-1" })), "region is given with a url of S3"),
+        (staged(json!({ "url": "gcs://b/p", "endpoint": "https://h" })), "endpoint is not used"),
+        (staged(json!({ "url": "azure://account/c" })), "azure://<account>.<host>/<container>"),
+        (staged(json!({ "url": "file:///tmp" })), "should match"),
+        (staged(json!({ "url": "s3://b/p", "region": "eu-central-1", "endpoint": "http://h" })), "without TLS"),
         (json!({ "roles": ["Source"], "clickhouse": server }), "only a PostgreSQL database"),
         (json!({ "roles": [], "postgres": server }), "should have at least 1 items"),
         (json!({ "roles": ["Source", "Source"], "postgres": server }), "duplicate entries"),

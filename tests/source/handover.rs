@@ -27,7 +27,7 @@ INSERT INTO u SELECT g, 0 FROM generate_series(1, 10) g;";
 fn live(fixture: &Fixture, epoch: u32) -> Brief {
     let mut brief = Brief { handover: Handover::Live, ..fixture.brief(epoch, &["public.t", "public.u"]) };
     brief.previous_epoch = 1;
-    brief.snapshot.chunk_size = "256Ki".to_string().try_into().unwrap();
+    brief.snapshot.chunk_size = Some("256Ki".to_string().try_into().unwrap());
     brief
 }
 

@@ -25,7 +25,7 @@ INSERT INTO t VALUES (-9223372036854775808, 'first'), (9223372036854775807, 'las
 /// These tables, read by `id` in small chunks.
 fn by_id(fixture: &Fixture, epoch: u32, mode: Mode, tables: &[&str]) -> Brief {
     let mut brief = Brief { mode, ..fixture.brief(epoch, tables) };
-    brief.snapshot.chunk_size = "64Ki".to_string().try_into().unwrap();
+    brief.snapshot.chunk_size = Some("64Ki".to_string().try_into().unwrap());
     brief.tables.iter_mut().for_each(|table| table.partition_key = Some("id".into()));
     brief
 }

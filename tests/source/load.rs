@@ -146,7 +146,7 @@ CREATE TABLE empty (id int PRIMARY KEY);";
 /// Small chunks and partitions, so that a small table has many.
 fn many_chunks(fixture: &Fixture, epoch: u32) -> Brief {
     let mut brief = fixture.brief(epoch, &["public.orders", "public.days", "public.empty"]);
-    brief.snapshot.chunk_size = "256Ki".to_string().try_into().unwrap();
+    brief.snapshot.chunk_size = Some("256Ki".to_string().try_into().unwrap());
     brief.snapshot.partition_size = "4Mi".to_string().try_into().unwrap();
     brief
 }

@@ -27,7 +27,7 @@ async fn a_dry_run_reckons_the_load_tells_what_is_in_the_way_and_changes_nothing
         )
     };
     let mut first = fixture.brief(1, &["public.t"]);
-    first.snapshot.chunk_size = "256Ki".to_string().try_into().unwrap();
+    first.snapshot.chunk_size = Some("256Ki".to_string().try_into().unwrap());
     let before = everything().await;
     let plan = prepare::rehearse(&first).await.unwrap();
     assert_eq!((plan.tables, plan.rows), (1, 20_000));

@@ -42,7 +42,7 @@ INSERT INTO kinds (id, t, b, ta) SELECT g, CASE g % 3 WHEN 0 THEN '' WHEN 1 THEN
 /// Small chunks and partitions, so that a small table has many.
 fn verified(fixture: &Fixture, epoch: u32, verification: Verification, tables: &[&str]) -> Brief {
     let mut brief = Brief { verification, ..fixture.brief(epoch, tables) };
-    brief.snapshot.chunk_size = "256Ki".to_string().try_into().unwrap();
+    brief.snapshot.chunk_size = Some("256Ki".to_string().try_into().unwrap());
     brief.snapshot.partition_size = "2Mi".to_string().try_into().unwrap();
     brief
 }

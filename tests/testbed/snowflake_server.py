@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import snowflake.connector.errors
 
 import snowflake_sql
+import snowflake_storage
 from snowflake_sql import Refused, Session
 
 port, address, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -245,4 +246,5 @@ class Server(ThreadingHTTPServer):
 
 
 snowflake_sql.begin(stages)
+snowflake_storage.begin(address, port + 1)
 Server((address, port), Handler).serve_forever()

@@ -1,5 +1,6 @@
 """Statements of the stand-in for Snowflake: fakesnow executes them, and what it lacks or does otherwise than the service is here."""
 
+import json
 import os
 import re
 import shutil
@@ -8,7 +9,10 @@ import time
 import uuid
 
 import fakesnow.cursor
+from botocore.exceptions import ClientError
 from fakesnow.instance import FakeSnow
+
+import snowflake_storage
 
 # DuckDB has MERGE itself, with all its clauses.
 fakesnow.cursor.transforms.merge = lambda expression: [expression]
@@ -38,6 +42,9 @@ def unescaped(text):
 def literals(sql):
     """Texts as DuckDB reads them, to which a backslash is a backslash."""
     return re.sub(TEXT, lambda m: "'" + unescaped(m.group(1)).replace("'", "''") + "'", sql)
+
+
+UNREADABLE = "003167", "42601", "Failed to access remote file: access denied. Please check your credentials"
 
 
 class Refused(Exception):
@@ -72,7 +79,8 @@ class Turn:
 turn = Turn()
 # What the catalog knows beside fakesnow's, by (database, schema, table).
 clustering, grants, history, policies = {}, {}, {}, {}
-known_stages = set()
+# URLs of the external ones, None of the others.
+known_stages = {}
 
 
 class Session:
@@ -330,13 +338,20 @@ class Session:
         return os.path.join(stages, *unquoted(stage), (path or "").lstrip("/"))
 
     def create_stage(self, name, rest):
-        known_stages.add(tuple(unquoted(name)))
+        url = re.search(rf"\bURL\s*=\s*{TEXT}", rest, re.I)
+        known_stages.setdefault(tuple(unquoted(name)), unescaped(url.group(1)) if url else None)
         return ["status"], [["Stage area successfully created."]]
 
     def drop_stage(self, name):
-        known_stages.discard(tuple(unquoted(name)))
+        known_stages.pop(tuple(unquoted(name)), None)
         shutil.rmtree(os.path.join(stages, *unquoted(name)), ignore_errors=True)
         return ["status"], [["dropped."]]
+
+    def describe_stage(self, name):
+        self.folder(name, "")
+        url = known_stages[tuple(unquoted(name))]
+        rows = [["STAGE_FILE_FORMAT", "TYPE", "String", "CSV", "CSV"], ["STAGE_LOCATION", "URL", "String", json.dumps([url]) if url else "", ""]]
+        return ["parent_property", "property", "property_type", "property_value", "property_default"], rows
 
     def put(self, file, stage, path, rest):
         return {"folder": os.path.relpath(self.folder(stage, path), stages), "file": file}
@@ -349,11 +364,26 @@ class Session:
                 if whole.startswith(start):
                     yield whole, os.path.relpath(whole, root)
 
+    def external(self, stage, path):
+        """URL of a path in an external stage; None for an internal one."""
+        self.folder(stage, "")
+        url = known_stages[tuple(unquoted(stage))]
+        return url and f"{url.rstrip('/')}/{(path or '').lstrip('/')}"
+
     def list(self, stage, path):
-        rows = [[f"{unquoted(stage)[-1].lower()}/{name}", str(os.path.getsize(whole)), "", ""] for whole, name in self.files(stage, path)]
+        if url := self.external(stage, path):
+            try:
+                rows = [[name, str(size), "", ""] for name, size in snowflake_storage.files(url)]
+            except ClientError:
+                raise Refused(*UNREADABLE) from None
+        else:
+            rows = [[f"{unquoted(stage)[-1].lower()}/{name}", str(os.path.getsize(whole)), "", ""] for whole, name in self.files(stage, path)]
         return ["name", "size", "md5", "last_modified"], sorted(rows)
 
     def remove(self, stage, path):
+        # The role of a storage integration may read; nobody has let it delete.
+        if self.external(stage, path):
+            raise Refused(*UNREADABLE)
         found = list(self.files(stage, path))
         for whole, _ in found:
             os.remove(whole)
@@ -364,16 +394,19 @@ class Session:
         key = tuple(unquoted(target)[1:])
         seen, rows = history.setdefault(key, set()), []
         into = "temp.main." + re.findall(PART, target)[-1] if target in self.temporary else target
+        url = self.external(stage, path)
         for file in re.findall(TEXT, files):
-            whole = os.path.join(self.folder(stage, path), file)
-            if not os.path.exists(whole):
+            whole = snowflake_storage.fetch(url + file) if url else os.path.join(self.folder(stage, path), file)
+            if not whole or not os.path.exists(whole):
                 raise Refused("091016", "22000", f"Remote file '{file}' was not found.")
             # The history forgets with the transaction; here only its rows tell.
-            stamp = (whole, os.path.getmtime(whole))
+            stamp = (url + file, os.path.basename(whole)) if url else (whole, os.path.getmtime(whole))
             if stamp in seen and "FORCE = TRUE" not in rest:
                 rows.append([file, "LOAD_SKIPPED", "0", "0", None, "0", None, None, None, None])
                 continue
             loaded = self.copy_file(into, columns, values, whole)
+            if url:
+                os.remove(whole)
             if not self.in_transaction:
                 seen.add(stamp)
             rows.append([file, "LOADED", str(loaded), str(loaded), "1", "0", None, None, None, None])
@@ -453,6 +486,7 @@ STATEMENTS = [
         (r"CALL\s+SYSTEM\$WAIT\(\s*([\d.]+)\s*\)", Session.wait),
         (rf"CREATE\s+STAGE\s+IF\s+NOT\s+EXISTS\s+{NAME}(.*)", Session.create_stage),
         (rf"DROP\s+STAGE\s+IF\s+EXISTS\s+{NAME}", Session.drop_stage),
+        (rf"DESC(?:RIBE)?\s+STAGE\s+{NAME}", Session.describe_stage),
         (rf"PUT\s+'file://([^']*)'\s+'{STAGE}'(.*)", Session.put),
         (rf"LIST\s+{STAGE}", Session.list),
         (rf"REMOVE\s+{STAGE}", Session.remove),

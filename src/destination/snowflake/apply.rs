@@ -127,11 +127,11 @@ impl Applier for SnowflakeApplier {
         self.batch += 1;
         self.staged += 1;
         let (path, name) = (format!("apply/{}/", self.token.replace('/', "-")), format!("{}.csv.zst", self.batch));
-        let mut file = self.at.place(&path).await?.file(&name)?;
+        let place = self.at.place(&path).await?;
+        let mut file = place.file(&name)?;
         file.write(&batch.rows).await?;
         file.finish().await?;
-        let from = format!("{}/{path}", self.at.stage_name());
-        let copy = encoding.names.stage_rows(table, &from, name, self.batch);
+        let copy = encoding.names.stage_rows(table, place.from(), name, self.batch);
         let statements = encoding.names.statements(&batch, self.batch);
         let staged = self.run(&copy, &doing).await?.sum("rows_loaded");
         if staged != batch.count {

@@ -19,6 +19,7 @@ use super::{
     door::Door,
     error::{Refusal, TOKEN_EXPIRED, meaning},
     quote::{ident, qualified},
+    stage::ExternalStage,
 };
 use crate::{
     api::{peer::TlsMode, snowflake::Names},
@@ -54,6 +55,9 @@ pub struct Peer {
     pub key_pair: bool,
     /// How names were written. Those here are as they are stored.
     pub names: Names,
+    /// The stage that files go through; the mirror's own, an internal one, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<ExternalStage>,
     /// Milliseconds for which requests without an answer are sent again.
     pub patience_millis: u64,
 }

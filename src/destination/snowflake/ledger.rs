@@ -50,7 +50,7 @@ pub(super) fn read(answer: &Answer) -> Facts {
 
 impl Snowflake {
     /// What the mirror's own things at the destination are called.
-    fn own_name(&self) -> TableName {
+    pub(super) fn own_name(&self) -> TableName {
         let uid = self.brief.mirror_uid.replace('-', "_").to_uppercase();
         TableName { schema: self.to.schema.clone(), name: format!("_MIRROR_OPERATOR_{uid}") }
     }

@@ -50,7 +50,7 @@ pub(super) async fn chunk(
     let path = format!("e{}g{generation}/", at.brief.epoch);
     let (place, now) = (at.place(&path).await?, at.now().await?);
     let written = write(CopyReader::new(&encoder, table.binary()), rows, &place, chunk.number, |e| refused(table, &e, &doing)).await?;
-    let copy = Copy { at, table, into: &into, path: &path, now: &now, doing: &doing };
+    let copy = Copy { at, table, into: &into, from: place.from(), now: &now, doing: &doing };
     let loaded = copy.commit(chunk, generation, &written).await?;
     for file in &written.files {
         // Tried once: what is left goes with the epoch.
@@ -164,7 +164,8 @@ struct Copy<'a> {
     at: &'a Snowflake,
     table: &'a TableSchema,
     into: &'a Table,
-    path: &'a str,
+    /// The files' folder, as statements call it.
+    from: &'a str,
     /// The server's clock at the claim.
     now: &'a str,
     doing: &'a str,
@@ -223,7 +224,7 @@ impl Copy<'_> {
         let shadow = TableName { schema: self.table.destination.schema.clone(), name: shadow_of(self.at, self.into) };
         let own = Own::of(&self.at.brief);
         let (columns, values) = columns_and_values(self.table, &own.values("FALSE", &literal(self.now)));
-        copy_sql(&self.at.quoted(&shadow), &columns, &values, &format!("{}/{}", self.at.stage_name(), self.path), files, force)
+        copy_sql(&self.at.quoted(&shadow), &columns, &values, self.from, files, force)
     }
 }
 

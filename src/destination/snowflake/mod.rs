@@ -1,7 +1,7 @@
 //! Snowflake as a destination.
 //!
 //! Rows and what the ledger says of them change in one transaction; DDL is in none, and is done as at ClickHouse: by names that nobody else has, and by asking
-//! first what is true (docs/architecture.md, "Snowflake"). What is loaded or applied goes through files in an internal stage.
+//! first what is true (docs/architecture.md, "Snowflake"). What is loaded or applied goes through files in a stage.
 
 mod answer;
 mod apply;
@@ -37,6 +37,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub use client::{PATIENCE_MILLIS, Peer, host};
+pub use stage::ExternalStage;
 
 use super::{Applier, Boundary, Chunk, ColumnType, Destination, EpochState, Error, LedgerTable, Loaded, Plan};
 use crate::{

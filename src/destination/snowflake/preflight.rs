@@ -10,7 +10,7 @@ use super::{
     live, mark,
     own::Own,
     quote::{ident, literal},
-    seal,
+    seal, stage,
     types::Type,
 };
 use crate::{
@@ -19,8 +19,10 @@ use crate::{
     table::{TableName, TableSchema},
 };
 
-/// What is done in a schema.
-const NEEDED: [&str; 2] = ["CREATE TABLE", "CREATE STAGE"];
+/// What is done in a schema. With a stage of the user's own no other is made.
+fn needed(to: &Peer) -> &'static [&'static str] {
+    if to.stage.is_some() { &["CREATE TABLE"] } else { &["CREATE TABLE", "CREATE STAGE"] }
+}
 
 /// See [`Destination::preflight`](crate::destination::Destination::preflight).
 pub(super) async fn preflight(at: &Snowflake, tables: &[TableSchema]) -> Result<Vec<Failure>, Error> {
@@ -80,12 +82,16 @@ pub(super) async fn check(client: &Client, to: &Peer) -> Result<PeerReport, Erro
         let whole = format!("{}.{}", ident(&to.at.database), ident(&to.schema));
         let message = format!(
             "the destination has no schema {:?} in database {:?}, which the Peer names, or its role may not use it. Run there: CREATE SCHEMA {whole}; \
-             GRANT USAGE, CREATE TABLE, CREATE STAGE ON SCHEMA {whole} TO ROLE {}",
+             GRANT USAGE, {} ON SCHEMA {whole} TO ROLE {}",
             to.schema,
             to.at.database,
+            needed(to).join(", "),
             ident(&role)
         );
         report.problems.push(failure("SchemaMissing", message));
+    }
+    if let Some(stage) = &to.stage {
+        report.problems.extend(stage::check(client, to, stage).await?);
     }
     Ok(report)
 }
@@ -122,7 +128,7 @@ async fn rights(client: &Client, to: &Peer, schema: &str, role: &str, found: &mu
     let may = |right: &str| {
         grants.iter().any(|(granted, grantee)| ours.contains(grantee) && (*granted == right || matches!(*granted, "OWNERSHIP" | "ALL")))
     };
-    let missing: Vec<&str> = NEEDED.into_iter().filter(|right| !may(right)).collect();
+    let missing: Vec<&str> = needed(to).iter().copied().filter(|right| !may(right)).collect();
     if !missing.is_empty() {
         let what = missing.join(", ");
         let message = format!(

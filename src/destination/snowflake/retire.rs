@@ -118,6 +118,7 @@ pub(super) async fn forget(at: &Snowflake, drop_live: bool) -> Result<(), Error>
         }
     }
     let client = at.client()?;
+    at.clean("").await?;
     client.query(&format!("DROP STAGE IF EXISTS {}", at.stage_name()), "dropping the stage").await?;
     client.query(&format!("DROP TABLE IF EXISTS {}", at.ledger()), "dropping the ledger").await.map(drop)
 }

@@ -1,6 +1,7 @@
 //! What only Snowflake does: the change stream, what is kept over a swap, case, and how the service answers.
 
 mod apply;
+mod external;
 mod faults;
 mod idle;
 mod keeps;
