@@ -238,6 +238,14 @@ impl Context {
         self.last_progress.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
+    /// Takes the numbers of a Mirror that nobody looks at out of the metrics.
+    pub fn forget_numbers(&self, namespace: &str, name: &str) {
+        let of = ObjectLabels { namespace: namespace.into(), name: name.into() };
+        self.metrics.lag.remove(&of);
+        self.metrics.lag_seconds.remove(&of);
+        self.metrics.ready.remove(&of);
+    }
+
     /// Publishes an Event. A lost Event is no reason to stop: conditions carry the same words.
     pub async fn say<K: Resource<DynamicType = ()>>(&self, about: &K, notice: &Notice) {
         let event = Event {

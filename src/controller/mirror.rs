@@ -49,9 +49,7 @@ pub async fn reconcile(mirror: Arc<Mirror>, context: Arc<Context>) -> Result<Act
         if matches!(effect, Effect::RemoveFinalizer) {
             context.set_finalizer(&current, FINALIZER, false).await?;
             context.forget(&uid);
-            context.metrics.lag.remove(&labels_of(&mirror));
-            context.metrics.lag_seconds.remove(&labels_of(&mirror));
-            context.metrics.ready.remove(&labels_of(&mirror));
+            context.forget_numbers(&mirror.namespace().unwrap_or_default(), &mirror.name_any());
             return Ok(Action::await_change());
         }
         match apply(effect, &current, &seen, &context).await {

@@ -19,10 +19,7 @@ pub async fn reconcile(resync: Arc<MirrorResync>, context: Arc<Context>) -> Resu
     let uid = resync.uid().unwrap_or_default();
     let (mirror, seen) = match look(&resync, &context).await {
         Ok(found) => found,
-        Err(error) => {
-            tell(&context, &*resync, &error, "Succeeded", |r| &mut r.status.get_or_insert_default().conditions).await?;
-            return Err(error);
-        }
+        Err(error) => return Err(told(&resync, error, &context).await?),
     };
     let plan = plan(&resync, &seen, Timestamp::now());
     let mut current = (*resync).clone();
@@ -37,15 +34,20 @@ pub async fn reconcile(resync: Arc<MirrorResync>, context: Arc<Context>) -> Resu
         match apply(effect, &current, mirror.as_ref(), &context).await {
             Ok(Some(changed)) => current = changed,
             Ok(None) => {}
-            Err(error) => {
-                tell(&context, &current, &error, "Succeeded", |r| &mut r.status.get_or_insert_default().conditions).await?;
-                return Err(error);
-            }
+            Err(error) => return Err(told(&current, error, &context).await?),
         }
     }
     write(&current, &plan.status, &context).await?;
     context.succeeded(&uid);
     Ok(plan.next_look.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Tells an error that people have to cure. How a resync has ended stands: nobody would put that back.
+async fn told(resync: &MirrorResync, error: Error, context: &Context) -> Result<Error, Error> {
+    if !resync.status.as_ref().is_some_and(|status| status.phase.is_end()) {
+        tell(context, resync, &error, "Succeeded", |r| &mut r.status.get_or_insert_default().conditions).await?;
+    }
+    Ok(error)
 }
 
 /// An object that is gone needs no finalizer taken off.

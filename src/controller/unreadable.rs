@@ -3,8 +3,10 @@
 
 use std::{fmt::Debug, sync::Arc};
 
+use k8s_openapi::NamespaceResourceScope;
 use kube::{
     Api, Resource, ResourceExt,
+    api::{ApiResource, DynamicObject},
     core::{DeserializeGuard, error_boundary::InvalidObject},
     runtime::controller::Action,
 };
@@ -26,13 +28,21 @@ pub async fn readable<K, F>(
     reconcile: impl FnOnce(Arc<K>, Arc<Context>) -> F,
 ) -> Result<Action, Error>
 where
-    K: Resource<DynamicType = ()> + Clone,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned,
     F: Future<Output = Result<Action, Error>>,
 {
     match &object.0 {
         Ok(inner) => reconcile(Arc::new(inner.clone()), context).await,
         Err(invalid) => {
-            let error = unreadable::<K>(invalid.clone());
+            let mut invalid = invalid.clone();
+            context.forget(invalid.metadata.uid.as_deref().unwrap_or_default());
+            if K::kind(&()) == "Mirror" {
+                context.forget_numbers(&object.namespace().unwrap_or_default(), &object.name_any());
+            }
+            if let Some(cause) = context.field::<K>(&object).await? {
+                invalid.error = cause;
+            }
+            let error = unreadable::<K>(invalid);
             tracing::warn!(namespace = object.namespace(), %error, "an object is left alone");
             context.say(&*object, &Notice::warning("Unreadable", format!("{error}."))).await;
             Ok(Action::await_change())
@@ -45,6 +55,18 @@ impl Context {
     pub async fn read<K: Owned>(&self, namespace: &str, name: &str) -> Result<Option<K>, Error> {
         let api: Api<DeserializeGuard<K>> = Api::namespaced(self.client.clone(), namespace);
         api.get_opt(name).await?.map(|found| found.0.map_err(unreadable::<K>)).transpose()
+    }
+
+    /// Which field of an object cannot be read, and why: the guard does not tell the field. `None` if the object is gone, or can be read by now.
+    async fn field<K>(&self, object: &DeserializeGuard<K>) -> Result<Option<String>, Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + DeserializeOwned,
+    {
+        let kind = ApiResource::erase::<K>(&());
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &object.namespace().unwrap_or_default(), &kind);
+        let Some(found) = api.get_opt(&object.name_any()).await? else { return Ok(None) };
+        let found = serde_json::to_value(found).map_err(kube::Error::SerdeError)?;
+        Ok(serde_path_to_error::deserialize::<_, K>(found).err().map(|error| error.to_string()))
     }
 }
 
@@ -124,6 +146,10 @@ mod tests {
             let lines = futures::stream::iter([Ok::<_, Infallible>(Bytes::from(brought))]);
             return Body::from_stream(lines.chain(futures::stream::pending())).into_response();
         }
+        let above = path.rsplit('/').nth(1).unwrap_or_default();
+        if let (Some((kind, _, bad)), true) = (self::kind(above), last.ends_with("bad")) {
+            return Json(object(kind, last, &bad)).into_response();
+        }
         let items = match kind {
             Some((kind, good, bad)) => vec![object(kind, "bad", &bad), object(kind, "good", &good)],
             None if ["jobs", "statefulsets", "pods"].contains(&last) => vec![],
@@ -147,7 +173,8 @@ mod tests {
         let words = |at: &str| body.pointer(at).and_then(Value::as_str).unwrap_or_default().to_string();
         let below = path.split("/namespaces/shop/").nth(1)?;
         if below == "events" && words("/reason") == "Unreadable" {
-            assert!(words("/note").contains("cannot be read: "), "{body}");
+            let field = if words("/regarding/kind") == "MirrorResync" { "spec.handover: " } else { "spec." };
+            assert!(words("/note").contains(&format!("cannot be read: {field}")), "{body}");
             return Some(format!("{} {} is unreadable", words("/regarding/kind"), words("/regarding/name")));
         }
         let mut parts = below.split('/');

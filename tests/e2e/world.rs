@@ -241,7 +241,12 @@ impl World {
 
     /// Awaits a phase of a resync. An end that is another one fails at once.
     pub async fn phase(&self, resync: &str, phase: Phase) -> MirrorResync {
-        until(&format!("MirrorResync {resync}: {phase:?}"), LIMIT, || async {
+        self.phase_within(resync, phase, LIMIT).await
+    }
+
+    /// The same, of one that may take longer.
+    pub async fn phase_within(&self, resync: &str, phase: Phase, limit: Duration) -> MirrorResync {
+        until(&format!("MirrorResync {resync}: {phase:?}"), limit, || async {
             let r = self.api::<MirrorResync>().get_opt(resync).await.map_err(|e| e.to_string())?.ok_or("missing")?;
             let status = r.status.clone().unwrap_or_default();
             assert!(status.phase == phase || !status.phase.is_end(), "{resync} ended {:?}: {:?}", status.phase, status.conditions);

@@ -54,7 +54,10 @@ pub(super) async fn abandon(at: &Snowflake) -> Result<(), Error> {
     }
     match undo::forward(at).await {
         // It cannot be finished, or the fence is closed already: by an earlier call, or by a newer epoch.
-        Ok(()) | Err(Error::Permanent(_) | Error::Superseded(_)) => {}
+        Ok(()) => {}
+        Err(error @ (Error::Permanent(_) | Error::Superseded(_))) => {
+            tracing::info!(%error, "a swap that was begun is taken back, not finished")
+        }
         Err(other) => return Err(other),
     }
     let next = at.brief.epoch + 1;

@@ -38,6 +38,17 @@ pub fn install(more: &[&str]) {
     run(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/testbed/install-chart"), more);
 }
 
+/// Has the operator again as all tests want it, if its test fails halfway.
+pub struct Restored;
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/testbed/install-chart")).output();
+        }
+    }
+}
+
 /// The chart as an older release may have had it: Mirrors have no short name.
 fn older_chart() -> PathBuf {
     let chart = std::env::temp_dir().join(format!("mirror-operator-chart-{}", std::process::id()));
@@ -126,7 +137,7 @@ pub async fn streaming(test: &str) -> World {
 async fn an_upgrade_in_mid_load_brings_the_kinds_and_the_image_of_its_release_and_nothing_begins_anew() {
     only_on_the_testbed("giving an image another name");
     let world = wide(World::alone("upgrade").await, 60_000).await;
-    let (chart, older) = (older_chart(), older_image());
+    let (chart, older, _restored) = (older_chart(), older_image(), Restored);
     install_older(&chart, &older);
     assert_eq!(short_names(&world).await, Vec::<String>::new());
     pipeline_has(&world, "m-e1-0", &older).await;

@@ -9,7 +9,7 @@ use kube::{
 use mirror_operator::api::resync::Phase;
 use serde_json::json;
 
-use super::release::{install, streaming};
+use super::release::{Restored, install, streaming};
 use crate::world::{LIMIT, World, until};
 
 /// Has the API server take whatever a Mirror says.
@@ -27,10 +27,12 @@ async fn loosen(world: &World) {
 #[tokio::test]
 async fn a_mirror_that_cannot_be_read_is_told_and_stops_no_other() {
     let world = streaming("unreadable").await;
+    let _restored = Restored;
     loosen(&world).await;
     let odd = json!({ "kind": "Mirror", "metadata": { "name": "odd" }, "spec": { "tables": 7 } });
     until("the API server takes a Mirror that makes no sense", LIMIT, || world.apply(odd.clone())).await;
     world.event("odd", "Unreadable").await;
+    world.warns(&["odd"], "spec.tables: ").await;
     world.apply(world.resync("again", "m", json!({}))).await.unwrap();
     world.phase("again", Phase::Running).await;
     // A process that lists everything anew meets it at once.
