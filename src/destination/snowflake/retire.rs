@@ -49,7 +49,7 @@ pub(super) async fn drop_until(at: &Snowflake, epoch: u32) -> Result<(), Error> 
 /// What becomes of a swap that was begun stands in `undo.rs`. The fence is closed behind this epoch too: a pod of it that nobody could stop finds it so. The next epoch
 /// has the number that closes it. What is left of this one tells a repeated call that it is not done.
 pub(super) async fn abandon(at: &Snowflake) -> Result<(), Error> {
-    if !give_up(at).await? {
+    if at.facts(&[Begun::KIND]).await?.get::<Begun>(0)?.is_none() && !give_up(at).await? || ledger::swap_report(at).await?.is_some() {
         return Ok(());
     }
     match undo::forward(at).await {
@@ -63,7 +63,7 @@ pub(super) async fn abandon(at: &Snowflake) -> Result<(), Error> {
     let next = at.brief.epoch + 1;
     let mut transaction = Transaction::begin(at).await?;
     at.raise(&mut transaction, next).await?;
-    // Somebody else who gives it up may have finished it.
+    // It may have been finished meanwhile, by itself or by somebody else who gives it up.
     if transaction.facts_where(&of_kinds(&[Swapped::KIND])).await?.get::<Swapped>(0)?.is_some() {
         transaction.roll_back().await;
         return Ok(());
@@ -78,8 +78,7 @@ pub(super) async fn abandon(at: &Snowflake) -> Result<(), Error> {
     at.client()?.query(&sql, "writing the ledger").await.map(drop)
 }
 
-/// Keeps an epoch from swapping by itself, or, if it has not begun, from ever beginning; those before it are left alone. Returns whether anything is to be undone: it
-/// has begun and is not swapped.
+/// Lets an epoch that has not begun never do so, and leaves those before it alone; true if it has begun by now.
 async fn give_up(at: &Snowflake) -> Result<bool, Error> {
     let mut transaction = Transaction::begin(at).await?;
     for sql in at.record_sql(&[at.entry(0, 0, &GivenUp {})?]) {
@@ -92,14 +91,13 @@ async fn give_up(at: &Snowflake) -> Result<bool, Error> {
             Err(refusal) => return Err(meaning(&refusal, "writing the ledger")),
         }
     }
-    // That was written locks the ledger, as its beginning and its swap do: what is read now stays true.
-    let facts = transaction.facts_where(&of_kinds(&[Begun::KIND, Swapped::KIND])).await?;
-    if facts.get::<Swapped>(0)?.is_some() {
+    // That was written locks the ledger, as its beginning does: what is read now stays true.
+    if transaction.facts_where(&of_kinds(&[Begun::KIND])).await?.get::<Begun>(0)?.is_some() {
         transaction.roll_back().await;
-        return Ok(false);
+        return Ok(true);
     }
     transaction.commit().await?;
-    Ok(facts.get::<Begun>(0)?.is_some())
+    Ok(false)
 }
 
 /// See [`Destination::forget`](crate::destination::Destination::forget).

@@ -13,16 +13,15 @@ use tokio::time::Instant;
 
 use super::{
     Snowflake,
-    ledger::{self, of_kinds, shadow_of},
+    ledger::{self, shadow_of},
     live::{self, went_through},
     mark::{self, Mark},
     retire, seal,
-    transaction::Transaction,
 };
 use crate::{
     destination::{
         Error,
-        fact::{Carried, Fact, GivenUp, Sealed, Swapped, Table, Verified},
+        fact::{Carried, Fact, Sealed, Swapped, Table, Verified},
         gone,
     },
     report::SwapReport,
@@ -32,33 +31,13 @@ use crate::{
 /// How often a swap of one table is begun anew because somebody else was at it.
 const ATTEMPTS: u32 = 20;
 
-/// Who swaps an epoch's tables.
-#[derive(Clone, Copy, PartialEq)]
-enum By {
-    /// Stops when the epoch is given up.
-    Itself,
-    WhoGivesUp,
-}
-
-/// See [`Destination::swap`](crate::destination::Destination::swap).
+/// See [`Destination::swap`](crate::destination::Destination::swap). Whoever gives the epoch up calls it too, to bring to its end what was begun.
 pub(super) async fn swap(at: &Snowflake) -> Result<SwapReport, Error> {
-    run(at, By::Itself).await
-}
-
-/// Brings a swap to its end that was begun by an epoch that is given up since.
-pub(super) async fn finish(at: &Snowflake) -> Result<SwapReport, Error> {
-    run(at, By::WhoGivesUp).await
-}
-
-async fn run(at: &Snowflake, by: By) -> Result<SwapReport, Error> {
     if let Some(report) = ledger::swap_report(at).await? {
         return done(at, report).await;
     }
     at.fence().await?;
-    let facts = at.facts(&[Table::KIND, Sealed::KIND, Carried::KIND, Verified::KIND, GivenUp::KIND]).await?;
-    if by == By::Itself && facts.get::<GivenUp>(0)?.is_some() {
-        return Err(is_given_up(at));
-    }
+    let facts = at.facts(&[Table::KIND, Sealed::KIND, Carried::KIND, Verified::KIND]).await?;
     let tables = facts.all::<Table>()?;
     if tables.is_empty() {
         return Err(gone(&at.brief));
@@ -86,7 +65,7 @@ async fn run(at: &Snowflake, by: By) -> Result<SwapReport, Error> {
     for (_, _, table) in &tables {
         retries += exchange(at, table).await?;
     }
-    let report = record(at, started.elapsed(), retries, by).await?;
+    let report = record(at, started.elapsed(), retries).await?;
     done(at, report).await
 }
 
@@ -98,26 +77,11 @@ async fn done(at: &Snowflake, report: SwapReport) -> Result<SwapReport, Error> {
     }
 }
 
-/// The last word, which nobody has once somebody else decides what becomes of the tables.
-async fn record(at: &Snowflake, mixed: Duration, retries: u32, by: By) -> Result<SwapReport, Error> {
+/// Behind the fence: whoever closes that looks in the same transaction whether this was recorded.
+async fn record(at: &Snowflake, mixed: Duration, retries: u32) -> Result<SwapReport, Error> {
     let now = at.now().await?.get(..19).unwrap_or_default().replace(' ', "T");
-    let swapped = at.entry(0, 0, &Swapped { at: format!("{now}.000Z"), millis: mixed.as_millis() as i64, retries })?;
-    let mut transaction = Transaction::fenced(at).await?;
-    let facts = transaction.facts_where(&of_kinds(&[Swapped::KIND, GivenUp::KIND])).await?;
-    if facts.get::<Swapped>(0)?.is_some() {
-        transaction.roll_back().await;
-    } else if by == By::Itself && facts.get::<GivenUp>(0)?.is_some() {
-        transaction.roll_back().await;
-        return Err(is_given_up(at));
-    } else {
-        transaction.record(&[swapped]).await?;
-        transaction.commit().await?;
-    }
+    at.record(&[at.entry(0, 0, &Swapped { at: format!("{now}.000Z"), millis: mixed.as_millis() as i64, retries })?]).await?;
     ledger::swap_report(at).await?.ok_or_else(|| gone(&at.brief))
-}
-
-fn is_given_up(at: &Snowflake) -> Error {
-    Error::Transient(format!("epoch {} is being given up: whoever does so finishes its swap or takes it back", at.brief.epoch))
 }
 
 /// Brings this epoch's table under its live name. Returns how often that was begun anew.

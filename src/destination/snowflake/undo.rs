@@ -1,9 +1,8 @@
 //! What a swap has begun is brought to an end when its epoch is given up; and no table is dropped by a name that a swap may still exchange.
 //!
-//! Who gives an epoch up first says so in the ledger (`given up`), in a transaction that also looks whether the swap is done. Its own swap reads that in the transaction
-//! that would record the same. Both lock the ledger, so one comes first: either the swap has come to its end, or it never will by itself.
-//! If a table of the epoch is live then, the swap is finished ([`forward`]), for all were sealed and carried before the first. Otherwise, or if it cannot be finished, the
-//! fence is closed, in a transaction that looks once more whether somebody has finished it, and what is left is taken back ([`back`]).
+//! If a table of the epoch is live already, its swap is finished ([`forward`]), for all were sealed and carried before the first. Otherwise, or if it cannot be finished,
+//! the fence is closed, and what is left is taken back ([`back`]). That a swap is done is recorded behind the fence, and who closes the fence looks in the same transaction
+//! whether it was: both lock the ledger, so one comes first, and either the swap has come to its end or it never will.
 //!
 //! The fence does not reach a statement that was sent before. Each process at a swap has one on its way at most, as it looks at the fence between giving the shadow
 //! its attempt's name N and exchanging by N. Whichever it is, and whenever it is executed:
@@ -43,7 +42,7 @@ const ATTEMPTS: u32 = 20;
 pub(super) async fn forward(at: &Snowflake) -> Result<(), Error> {
     for name in live_names(at).await? {
         if live::find(at, &name).await?.is_some_and(|live| live.is_of(at)) {
-            return swap::finish(at).await.map(drop);
+            return swap::swap(at).await.map(drop);
         }
     }
     Ok(())

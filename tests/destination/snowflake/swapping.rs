@@ -390,23 +390,3 @@ async fn an_epoch_that_begins_over_a_half_done_swap_ends_with_its_own_tables_and
         }
     }
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_mirror_that_is_forgotten_leaves_its_live_tables_though_a_swap_arrives_meanwhile() {
-    if is_live() {
-        return;
-    }
-    for number in some() {
-        let (place, at) = ready().await;
-        name_for_swap(&place, "PEOPLE", 2).await;
-        let (brief, came) = late(&place, 2, number, exchange(&place, "PEOPLE", 2)).await;
-        open(&brief).await.forget(false).await.unwrap();
-        let Some(went_through) = *came.lock().unwrap() else {
-            assert!(number > 5, "{number} statements");
-            break;
-        };
-        let doing = format!("a swap (done: {went_through}) before statement {number}");
-        assert!(matches!(names(&place).await.as_slice(), [row] if ["old|old", "new|old"].contains(&row.as_str())), "{doing}");
-        assert_eq!(at.state().await.unwrap(), None, "{doing}");
-    }
-}
