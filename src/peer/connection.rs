@@ -65,7 +65,7 @@ fn account(peer: &Peer, side: &str, snowflake: &SnowflakePeer) -> snowflake::Pee
         role: snowflake.role.as_ref().map(stored),
         key_pair: snowflake.private_key_secret_ref.is_some(),
         names,
-        stage: snowflake.stage.as_ref().map(|stage| external(side, snowflake, stage)),
+        stage: snowflake.stage.as_ref().map(|stage| Box::new(external(side, snowflake, stage))),
         patience_millis: snowflake::PATIENCE_MILLIS,
     }
 }

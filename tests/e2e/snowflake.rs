@@ -50,6 +50,7 @@ impl Account {
             key_pair: false,
             names: Names::Upper,
             patience_millis: PATIENCE_MILLIS,
+            stage: None,
         };
         Self { to, password: password.into() }
     }

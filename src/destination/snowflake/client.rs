@@ -57,7 +57,7 @@ pub struct Peer {
     pub names: Names,
     /// The stage that files go through; the mirror's own, an internal one, if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stage: Option<ExternalStage>,
+    pub stage: Option<Box<ExternalStage>>,
     /// Milliseconds for which requests without an answer are sent again.
     pub patience_millis: u64,
 }

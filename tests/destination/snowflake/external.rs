@@ -29,7 +29,7 @@ async fn place() -> Option<OnSnowflake> {
     let mut place = OnSnowflake::new().await.with(SnowflakeTable::default());
     let folder = format!("s3://files/{}", place.to.schema);
     place.run(&format!("CREATE STAGE IF NOT EXISTS public.\"ROWS\" URL = '{folder}/'")).await;
-    place.to.stage = Some(ExternalStage {
+    place.to.stage = Some(Box::new(ExternalStage {
         database: place.to.at.database.clone(),
         schema: place.to.schema.clone(),
         name: "ROWS".into(),
@@ -37,7 +37,7 @@ async fn place() -> Option<OnSnowflake> {
         region: Some("us-east-1".into()),
         endpoint: Some(format!("http://{}:{}", place.to.at.host, place.to.at.port + 1)),
         credentials: Some(keys("WRITER0000", "testbed-secret")),
-    });
+    }));
     Some(place)
 }
 
