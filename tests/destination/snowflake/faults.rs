@@ -170,7 +170,7 @@ async fn a_token_that_can_no_longer_be_renewed_ends_the_batch_and_not_the_stream
             return request;
         }
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        let body = body.replace("\"QUERY_TAG\"", "\"TESTBED_SECONDS_OF_A_TOKEN\":0.5,\"QUERY_TAG\"");
+        let body = body.replace("\"QUERY_TAG\"", "\"TESTBED_SECONDS_OF_A_TOKEN\":0.05,\"QUERY_TAG\"");
         let length = head.lines().find(|line| line.to_lowercase().starts_with("content-length")).unwrap();
         format!("{}\r\n\r\n{body}", head.replace(length, &format!("content-length: {}", body.len()))).into_bytes()
     };
@@ -185,6 +185,7 @@ async fn a_token_that_can_no_longer_be_renewed_ends_the_batch_and_not_the_stream
         passes(&outcome, "the token has expired");
         assert!(Instant::now() < deadline, "{outcome:?}");
     }
+    assert!(refused.load(Ordering::SeqCst) > 0, "no token was to be renewed");
     assert_eq!(place.read("lines", &["id"]).await, ["1|f", "2|f"]);
 }
 
