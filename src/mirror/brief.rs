@@ -6,6 +6,7 @@ use crate::{
         condition::{self, Verdict},
         mirror::{Mode, Sequences, Snapshot, SoftDelete, Table},
         peer::Role,
+        quantity::Span,
         resync::{Carry, Handover, SnapshotOverrides, Verification},
     },
     brief::{Brief, DestinationPeer},
@@ -46,13 +47,8 @@ pub fn brief(
     };
     distinct(&tables)?;
     let handover = handover(wanted.handover, mirror)?;
-    // A resync that loaded nothing would take every row for one that the source has lost.
-    let load = spec.initial_load || previous_epoch > 0;
-    if let Some(table) = tables.iter().find(|t| !load && t.is_adopted()) {
-        let source = &table.source;
-        return Err(format!("Table {source} is adopted with its rows, which would be gone if it began empty: set initialLoad to true."));
-    }
-    let millis = |span: &crate::api::quantity::Span| u64::try_from(span.get().as_millis()).unwrap_or(u64::MAX);
+    let load = loads(spec, previous_epoch, &tables)?;
+    let millis = |span: &Span| u64::try_from(span.get().as_millis()).unwrap_or(u64::MAX);
     Ok(Brief {
         pipeline_url: format!("http://{}.{namespace}.svc:{PORT}", name::pipeline(&mirror_name, epoch)),
         namespace,
@@ -83,6 +79,17 @@ pub fn brief(
         on_old_snapshot: wanted.swap.on_old_snapshot,
         keep_old_millis: millis(&wanted.keep_old),
     })
+}
+
+/// Whether tables are loaded rather than begin empty. A resync that loaded nothing would take every row for one that the source has lost.
+fn loads(spec: &MirrorSpec, previous_epoch: u32, tables: &[Table]) -> Result<bool, String> {
+    let load = spec.initial_load || previous_epoch > 0;
+    match tables.iter().find(|table| !load && table.is_adopted()) {
+        Some(Table { source, .. }) => {
+            Err(format!("Table {source} is adopted with its rows, which would be gone if it began empty: set initialLoad to true."))
+        }
+        None => Ok(load),
+    }
 }
 
 /// How the stream passes to this epoch. Where nothing is streamed there is nothing to hand over.

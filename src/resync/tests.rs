@@ -132,6 +132,10 @@ impl World {
             Effect::DeletePipeline { .. } | Effect::Say(_) => {}
             Effect::EnsurePlanJob { .. } | Effect::DeletePlanJob => panic!("a dry run's"),
         }
+        self.note(effect);
+    }
+
+    fn note(&mut self, effect: &Effect) {
         if !matches!(effect, Effect::Say(_)) {
             let name = format!("{effect:?}");
             let name = name.split([' ', '{']).next().unwrap().to_string();

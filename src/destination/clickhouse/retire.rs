@@ -104,7 +104,10 @@ pub(super) async fn forget(at: &ClickHouse, drop_live: bool) -> Result<(), Error
     for found in live::marked(at).await? {
         let retired = found.mark.generation.is_none()
             && (is_retired_name(&live, &found.name) || super::mark::is_any_swap(&found.name.name, found.mark.epoch));
-        if found.is_shadow() || retired || drop_live && live.contains(&found.name) {
+        if found.is_shadow() {
+            // By a name that no late statement of a swap knows.
+            undo::drop_shadow(at, &found).await?;
+        } else if retired || drop_live && live.contains(&found.name) {
             live::drop_table(at, &found.name).await?;
         } else {
             // It stays, and is nobody's from now on; so is what people have renamed.

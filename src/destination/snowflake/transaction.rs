@@ -4,6 +4,8 @@
 //! "Transactions", "Resource locking"). All that is written passes the fence, an UPDATE of one row of the mirror's ledger: so writers of one mirror come one after
 //! the other from there on, and find what the one before them has left.
 
+use std::time::{Duration, Instant};
+
 use super::{
     Snowflake,
     answer::Answer,
@@ -13,11 +15,22 @@ use super::{
 };
 use crate::destination::{Error, fact::Facts, gone};
 
+/// The service aborts a transaction that is idle for five minutes while it blocks another (Snowflake docs, "Transactions"). What the session's next statement does
+/// then is not documented; outside of a transaction it would stand for itself. So a process that was frozen for long sends none.
+const IDLE: Duration = Duration::from_secs(240);
+
 /// Rolled back unless it is committed.
 pub(super) struct Transaction<'a> {
     at: &'a Snowflake,
     /// `None` once it is over.
     session: Option<Session>,
+    /// When the last statement was answered.
+    answered: Instant,
+}
+
+/// Whether the service may have given up a transaction whose last statement was answered then.
+fn is_stale(answered: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(answered) >= IDLE
 }
 
 impl<'a> Transaction<'a> {
@@ -27,7 +40,7 @@ impl<'a> Transaction<'a> {
         for _ in 0..4 {
             let mut session = at.client()?.session().await.map_err(|e| meaning(&e, "opening a session"))?;
             match session.query("BEGIN").await {
-                Ok(_) => return Ok(Self { at, session: Some(session) }),
+                Ok(_) => return Ok(Self { at, session: Some(session), answered: Instant::now() }),
                 Err(refusal) if refusal.ends_session() && !refusal.code.is_empty() => {}
                 Err(refusal) => return Err(meaning(&refusal, "beginning a transaction")),
             }
@@ -38,7 +51,7 @@ impl<'a> Transaction<'a> {
     /// The same in a session of the caller's, who gets it back by [`commit_and_keep`](Self::commit_and_keep).
     pub(super) async fn begin_in(at: &'a Snowflake, mut session: Session) -> Result<Self, Error> {
         session.query("BEGIN").await.map_err(|e| meaning(&e, "beginning a transaction"))?;
-        Ok(Self { at, session: Some(session) })
+        Ok(Self { at, session: Some(session), answered: Instant::now() })
     }
 
     /// Begins one and passes the fence.
@@ -50,10 +63,16 @@ impl<'a> Transaction<'a> {
 
     /// Executes a statement; the caller looks at the error.
     pub(super) async fn try_query(&mut self, sql: &str) -> Result<Answer, Refusal> {
-        match &mut self.session {
-            Some(session) => session.query(sql).await,
-            None => Err(Refusal::unheard("the transaction is over")),
+        if is_stale(self.answered, Instant::now()) {
+            // Closed rather than kept: nobody knows what it stands in.
+            self.session = None;
         }
+        let Some(session) = &mut self.session else {
+            return Err(Refusal::unheard("the transaction is over, or was left alone for too long"));
+        };
+        let answer = session.query(sql).await;
+        self.answered = Instant::now();
+        answer
     }
 
     /// Executes a statement.
@@ -118,5 +137,18 @@ impl<'a> Transaction<'a> {
         {
             client.keep(session);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_that_was_left_alone_is_given_up_before_the_service_does_so() {
+        let answered = Instant::now();
+        let after = |seconds: u64| is_stale(answered, answered + Duration::from_secs(seconds));
+        assert_eq!([after(0), after(239), after(240), after(300)], [false, false, true, true]);
+        assert!(IDLE < Duration::from_secs(300));
     }
 }
