@@ -26,7 +26,7 @@ use crate::{
 
 const SOURCE: &str = "bench_cloud";
 const STREAMS: u64 = 4;
-/// Rows of a chunk of 64 MiB, the Mirror's default: the emulator of BigQuery has all rows of a stream in memory until they are committed.
+/// Rows of a chunk of 64 MiB, the least that a large table is cut into: the emulator of BigQuery has all rows of a stream in memory until they are committed.
 const CHUNK: u64 = 250_000;
 /// The types of `firenibble` at the source, at Snowflake and at BigQuery.
 const COLUMNS: [Types; 16] = [

@@ -140,7 +140,8 @@ async fn relations(brief: &Brief, client: &Client, tables: &[TableSchema]) -> Re
 
 fn sizes(brief: &Brief, relations: &[Relation]) -> Sizes {
     let (partition, workers) = (brief.snapshot.partition_size.get(), brief.snapshot.max_parallel_workers);
-    let best = || partition::chunk_size(relations, brief.destination.best_chunk(), partition, workers);
+    let pace = brief.snapshot.max_bytes_per_second.as_ref().map(|bytes| bytes.get());
+    let best = || partition::chunk_size(relations, brief.destination.best_chunk(), partition, workers, pace);
     Sizes { chunk: brief.snapshot.chunk_size.as_ref().map_or_else(best, |given| given.get()), partition, workers }
 }
 

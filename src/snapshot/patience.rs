@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Grows the pause between tries, and ends when nothing has succeeded for long.
+/// Grows the pause between tries, and ends when nothing but failures was met for long. How long what succeeds takes does not count: a large chunk may take minutes.
 #[derive(Debug)]
 pub struct Patience {
     limit: Duration,
-    success: Instant,
+    /// The first failure since the last success.
+    failing: Option<Instant>,
     pause: Duration,
 }
 
@@ -16,9 +17,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 impl Patience {
-    /// Gives up after `limit` without success.
+    /// Gives up when there were only failures for `limit`.
     pub fn new(limit: Duration) -> Self {
-        Self { limit, success: Instant::now(), pause: FIRST_PAUSE }
+        Self { limit, failing: None, pause: FIRST_PAUSE }
     }
 
     /// Something succeeded.
@@ -28,7 +29,7 @@ impl Patience {
 
     /// The pause before the next try; `None` when it is time to give up.
     pub fn next(&mut self) -> Option<Duration> {
-        if self.success.elapsed() > self.limit {
+        if self.failing.get_or_insert_with(Instant::now).elapsed() > self.limit {
             return None;
         }
         let pause = self.pause;
@@ -48,7 +49,9 @@ mod tests {
         assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
         patience.renew();
         assert_eq!(patience.next(), Some(FIRST_PAUSE));
-        patience.success -= Duration::from_secs(121);
+        patience.failing = patience.failing.map(|since| since - Duration::from_secs(121));
         assert_eq!(patience.next(), None);
+        patience.renew();
+        assert_eq!((patience.failing, patience.next()), (None, Some(FIRST_PAUSE)), "what went well, however long it took, is no failure");
     }
 }

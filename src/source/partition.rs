@@ -42,11 +42,16 @@ const COST_OF_A_CHUNK: u64 = 64 << 10;
 /// Chunks of one relation, at most: each is written down before the load begins, and the size of what is no table is the planner's guess.
 const MOST_CHUNKS: u64 = 100_000;
 
-/// The size of chunks where none is given: the one that serves the destination best, as long as no worker goes without a chunk for it and none is more than
-/// a partition.
-pub fn chunk_size(relations: &[Relation], best: u64, partition: u64, workers: u16) -> u64 {
+/// How long a chunk should take at most where reading is bounded, for it is begun anew as a whole.
+const SECONDS_OF_A_CHUNK: u64 = 60;
+
+/// The size of chunks where none is given: the one that serves the destination best, as long as no worker goes without a chunk for it, none takes longer than
+/// a minute at `bytes_per_second` of all workers together, and none is more than a partition.
+pub fn chunk_size(relations: &[Relation], best: u64, partition: u64, workers: u16, bytes_per_second: Option<u64>) -> u64 {
+    let workers = u64::from(workers.max(1));
     let total = relations.iter().map(|r| r.bytes).fold(0, u64::saturating_add);
-    (total / u64::from(workers.max(1))).min(best).max(LEAST_CHUNK).min(partition)
+    let in_time = bytes_per_second.map_or(u64::MAX, |bytes| (bytes / workers).saturating_mul(SECONDS_OF_A_CHUNK));
+    (total / workers).min(best).min(in_time).max(LEAST_CHUNK).min(partition)
 }
 
 /// Divides `relations` into chunks and bins them into partitions: the largest tables first, the partitions about equal in work.
@@ -211,15 +216,18 @@ mod tests {
     #[test]
     fn chunks_without_a_size_are_as_large_as_serves_the_destination_and_leave_work_for_every_worker() {
         const MIB: u64 = 1 << 20;
-        let of =
-            |total: u64, best: u64| chunk_size(&[heap(0, total / 4), heap(1, total - total / 4)], best * MIB, SIZES.partition, 4) / MIB;
+        let of = |total: u64, best: u64| {
+            chunk_size(&[heap(0, total / 4), heap(1, total - total / 4)], best * MIB, SIZES.partition, 4, None) / MIB
+        };
         // PostgreSQL, BigQuery, Snowflake.
         assert_eq!([64, 256, 1024].map(|best| of(100 << 30, best)), [64, 256, 1024]);
         assert_eq!([64, 256, 1024].map(|best| of(2 << 30, best)), [64, 256, 512]);
         assert_eq!([64, 256, 1024].map(|best| of(1 << 20, best)), [64, 64, 64]);
-        assert_eq!(chunk_size(&[heap(0, 100 << 30)], 1024 * MIB, 16 * MIB, 4), 16 * MIB);
+        assert_eq!(chunk_size(&[heap(0, 100 << 30)], 1024 * MIB, 16 * MIB, 4, None), 16 * MIB);
+        let paced = |mib: u64| chunk_size(&[heap(0, 100 << 30)], 1024 * MIB, 8192 * MIB, 4, Some(mib * MIB)) / MIB;
+        assert_eq!([paced(1), paced(10), paced(1000)], [64, 150, 1024], "a minute of a worker's share");
         let all = [heap(0, 2 << 30)];
-        let plan = plan(&all, Sizes { chunk: chunk_size(&all, 1024 * MIB, SIZES.partition, 4), ..SIZES });
+        let plan = plan(&all, Sizes { chunk: chunk_size(&all, 1024 * MIB, SIZES.partition, 4, None), ..SIZES });
         assert_eq!((plan.chunks.len(), plan.partitions), (4, 4));
     }
 

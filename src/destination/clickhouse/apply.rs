@@ -251,7 +251,7 @@ impl ClickHouseApplier {
             return fence;
         }
         let owner = format!(
-            "SELECT argMax(JSONExtractString(value, 'token'), version) FROM {} WHERE mirror = {mirror} AND epoch = {epoch} AND kind = {}",
+            "SELECT JSONExtractString(value, 'token') FROM {} FINAL WHERE mirror = {mirror} AND epoch = {epoch} AND kind = {}",
             at.ledger(ledger::FACT),
             literal(OwnerFact::KIND)
         );

@@ -16,6 +16,10 @@ use crate::{
     },
 };
 
+/// Numbers of the facts that an epoch is given up: from the first on its own swap does not come to its end, from the second on nobody else brings it there.
+pub(super) const GIVEN_UP: u32 = 0;
+pub(super) const TAKEN_BACK: u32 = 1;
+
 impl ClickHouse {
     /// The newest epoch of the mirror that was begun.
     pub(super) async fn newest(&self) -> Result<Option<u32>, Error> {
@@ -46,12 +50,12 @@ impl ClickHouse {
         Ok(self.client()?.row::<Found>(&sql, "reading the ledger").await?.n > 0)
     }
 
-    /// A condition that this epoch is not given up, and one that no newer one has begun. Read by the very statement that depends on it: whoever makes it
+    /// A condition that this epoch is not given up as far as that, and one that no newer one has begun. Read by the very statement that depends on it: whoever makes it
     /// false ends those statements that began before.
-    pub(super) fn is_not_given_up(&self) -> String {
+    pub(super) fn is_not_given_up(&self, deed: u32) -> String {
         let Brief { mirror_uid, epoch, .. } = &self.brief;
         let (fact, mirror, kind) = (self.ledger(FACT), literal(mirror_uid), literal(GivenUp::KIND));
-        format!("(SELECT count() FROM {fact} WHERE mirror = {mirror} AND epoch = {epoch} AND kind = {kind}) = 0")
+        format!("(SELECT count() FROM {fact} WHERE mirror = {mirror} AND epoch = {epoch} AND kind = {kind} AND number >= {deed}) = 0")
     }
 
     /// See [`is_not_given_up`](Self::is_not_given_up).
@@ -83,7 +87,7 @@ pub(super) async fn begin(at: &ClickHouse) -> Result<(), Error> {
     if let Some(newest) = at.newest().await?.filter(|newest| *newest > at.brief.epoch) {
         return Err(Error::Superseded(newest));
     }
-    raise(at, at.brief.epoch, &at.is_not_given_up()).await?;
+    raise(at, at.brief.epoch, &at.is_not_given_up(GIVEN_UP)).await?;
     match at.newest().await? {
         Some(newest) if newest > at.brief.epoch => return Err(Error::Superseded(newest)),
         Some(newest) if newest == at.brief.epoch => {}

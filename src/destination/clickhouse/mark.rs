@@ -83,8 +83,10 @@ pub(super) fn is_any_swap(name: &str, epoch: u32) -> bool {
     attempt.is_some_and(|attempt| attempt.len() == 16 && attempt.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// The name of another attempt of this epoch to swap the same table, if this is one.
-pub(super) fn another_attempt(name: &str, epoch: u32, attempt: u64) -> Option<String> {
+/// The name of another attempt of the same epoch to swap the same table, if this is one.
+pub(super) fn another_attempt(name: &str, attempt: u64) -> Option<String> {
+    let (_, rest) = name.rsplit_once("_swap_e")?;
+    let epoch = rest.split_once('_')?.0.parse().ok()?;
     let start = name.len().checked_sub(16).filter(|_| is_any_swap(name, epoch))?;
     Some(format!("{}{attempt:016x}", name.get(..start)?))
 }
@@ -109,8 +111,8 @@ mod tests {
             let swap = swap(&table(&name), epoch, attempt);
             prop_assert_eq!(swap_of(&table(&name), &swap), Some(epoch));
             prop_assert_eq!(swap_of(&table(&other), &swap), None);
-            prop_assert_eq!(another_attempt(&swap, epoch, 7), Some(super::swap(&table(&name), epoch, 7)));
-            prop_assert_eq!(another_attempt(&shadow(&table(&name), epoch, 1), epoch, 7), None);
+            prop_assert_eq!(another_attempt(&swap, 7), Some(super::swap(&table(&name), epoch, 7)));
+            prop_assert_eq!(another_attempt(&shadow(&table(&name), epoch, 1), 7), None);
         }
     }
 

@@ -7,11 +7,11 @@ use serde::Deserialize;
 use super::{
     ClickHouse,
     error::permanent,
-    fence,
+    fence::{self, GIVEN_UP, TAKEN_BACK},
     ledger::{self, FACT, MIRROR},
-    live,
+    live, mark,
     quote::literal,
-    undo,
+    swap, undo,
 };
 use crate::{
     destination::{
@@ -28,15 +28,19 @@ pub(super) async fn drop_retired(at: &ClickHouse) -> Result<(), Error> {
         return Ok(());
     }
     at.fence().await?;
+    // Whoever swapped may have died before he had put the old tables aside.
+    swap::put_aside(at).await?;
     drop_until(at, at.brief.epoch).await?;
     forget_epochs(at, |epoch| epoch < at.brief.epoch).await
 }
 
 /// Drops what the swaps of this mirror up to `epoch` have retired.
 pub(super) async fn drop_until(at: &ClickHouse, epoch: u32) -> Result<(), Error> {
+    let live = live_names(at).await?;
     for found in live::marked(at).await? {
-        if found.mark.generation.is_none() && found.mark.epoch <= epoch {
-            live::drop_table(at, &found.name).await?;
+        // One that people have given its old name again is live, whatever its mark says.
+        if found.mark.generation.is_none() && found.mark.epoch <= epoch && !live.contains(&found.name) {
+            undo::drop_aside(at, &found).await?;
         }
     }
     Ok(())
@@ -67,7 +71,7 @@ pub(super) async fn abandon(at: &ClickHouse) -> Result<(), Error> {
         return Ok(());
     }
     let begun = at.facts(&[Begun::KIND]).await?.get::<Begun>(0)?.is_some();
-    at.record(&[at.entry(0, 0, &GivenUp {})?]).await?;
+    at.record(&[at.entry(GIVEN_UP, 0, &GivenUp {})?]).await?;
     fence::end_writers(at).await?;
     // One that has not begun never will from now on, unless it was just about to and has fenced those before it. It leaves them alone.
     if !begun && at.newest().await? != Some(at.brief.epoch) || ledger::swap_report(at).await?.is_some() {
@@ -78,11 +82,16 @@ pub(super) async fn abandon(at: &ClickHouse) -> Result<(), Error> {
         Some(newest) if newest > next || newest == next && at.has_begun(next).await? => return Err(Error::Superseded(newest)),
         Some(newest) if newest == next => {}
         _ => {
-            match undo::forward(at).await {
-                // It cannot be finished.
-                Ok(()) | Err(Error::Permanent(_)) => {}
-                Err(other) => return Err(other),
+            if at.facts(&[GivenUp::KIND]).await?.get::<GivenUp>(TAKEN_BACK)?.is_none() {
+                match undo::forward(at).await {
+                    Ok(()) => {}
+                    Err(error @ Error::Permanent(_)) => tracing::info!(%error, "a swap that was begun is taken back, not finished"),
+                    Err(other) => return Err(other),
+                }
+                // From here on either somebody has finished it, or nobody will.
+                at.record(&[at.entry(TAKEN_BACK, 0, &GivenUp {})?]).await?;
             }
+            fence::end_writers(at).await?;
             if ledger::swap_report(at).await?.is_some() {
                 return Ok(());
             }
@@ -99,15 +108,25 @@ pub(super) async fn forget(at: &ClickHouse, drop_live: bool) -> Result<(), Error
     if !at.has_ledger().await? {
         return Ok(());
     }
-    // Whatever the newest epoch is: a mirror that goes has no newer one to protect.
+    // Whatever the newest epoch is: a mirror that goes has no newer one to protect. What a pod that nobody could stop has sent may still come.
+    fence::raise(at, u32::MAX, "true").await?;
+    fence::end_queries_before(at, u32::MAX).await?;
+    undo::drop_all_shadows(at).await?;
     let live = live_names(at).await?;
     for found in live::marked(at).await? {
         let retired = found.mark.generation.is_none()
-            && (is_retired_name(&live, &found.name) || super::mark::is_any_swap(&found.name.name, found.mark.epoch));
-        if found.is_shadow() {
-            // By a name that no late statement of a swap knows.
-            undo::drop_shadow(at, &found).await?;
-        } else if retired || drop_live && live.contains(&found.name) {
+            && (is_retired_name(&live, &found.name) || mark::is_any_swap(&found.name.name, found.mark.epoch));
+        if let Some(name) = live.iter().find(|name| is_swap_of(name, &found.name)) {
+            // What gave way to a shadow. It has its name back if the server ended before the shadow took that.
+            if live::find(at, name).await?.is_some() {
+                undo::drop_aside(at, &found).await?;
+            } else {
+                at.client()?.run(&at.ddl().rename(&[(&found.name, name)]), &format!("giving {name} its name back")).await?;
+                at.client()?.run(&at.ddl().comment(name, &found.words), "removing a mark").await?;
+            }
+        } else if retired && !live.contains(&found.name) {
+            undo::drop_aside(at, &found).await?;
+        } else if drop_live && live.contains(&found.name) {
             live::drop_table(at, &found.name).await?;
         } else {
             // It stays, and is nobody's from now on; so is what people have renamed.
@@ -121,6 +140,10 @@ pub(super) async fn forget(at: &ClickHouse, drop_live: bool) -> Result<(), Error
 
 fn is_retired_name(live: &BTreeSet<TableName>, table: &TableName) -> bool {
     live.iter().any(|live| live.schema == table.schema && name::retired(&live.name) == table.name)
+}
+
+fn is_swap_of(live: &TableName, table: &TableName) -> bool {
+    live.schema == table.schema && mark::swap_of(live, &table.name).is_some()
 }
 
 /// The live names of all tables of the mirror that the ledger knows, of whatever epoch.

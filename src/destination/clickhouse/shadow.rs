@@ -38,9 +38,7 @@ pub(super) async fn create(at: &ClickHouse, boundary: Boundary, tables: &[TableS
         return Ok(());
     }
     // What earlier epochs and an earlier try of this one have left; from here on their late writers find no tables.
-    for found in live::marked(at).await?.iter().filter(|f| f.is_shadow() && f.mark.epoch <= at.brief.epoch) {
-        undo::drop_shadow(at, found).await?;
-    }
+    undo::drop_shadows(at, |epoch| epoch <= at.brief.epoch).await?;
     create_databases(at, tables).await?;
     let mut entries = Vec::with_capacity(tables.len() + plan.chunks.len() + 1);
     for table in tables {

@@ -3,6 +3,8 @@
 //! `EXCHANGE TABLES` done twice would bring the old table back, and no server can be asked to do it under a condition. So each attempt first gives the
 //! shadow a name that no other attempt has, then looks whether that is still the shadow, and exchanges by that name: whoever comes late, or again after
 //! a lost reply, finds no table of the name that he knows. Where a server cannot exchange tables, one statement renames both.
+//!
+//! That all tables are swapped is recorded before the first old table is put aside: so whoever takes a swap back (`undo.rs`) finds every old table under an attempt's name.
 
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use tokio::time::Instant;
 use super::{
     ClickHouse,
     error::{Refusal, UNKNOWN_TABLE, meaning},
+    fence::{GIVEN_UP, TAKEN_BACK},
     ledger::{self, shadow_of},
     live, mark,
     mark::Mark,
@@ -21,7 +24,7 @@ use crate::{
     api::clickhouse::Engine,
     destination::{
         Error,
-        fact::{Carried, Fact, Gap, GivenUp, Sealed, Swapped, Table, Verified},
+        fact::{Carried, Fact, Gap, Sealed, Swapped, Table, Verified},
         gone,
     },
     name,
@@ -56,7 +59,7 @@ enum By {
 
 async fn run(at: &ClickHouse, by: By) -> Result<SwapReport, Error> {
     if let Some(report) = ledger::swap_report(at).await? {
-        return Ok(report);
+        return done(at, report).await;
     }
     at.fence().await?;
     let facts = at.facts(&[Table::KIND, Sealed::KIND, Carried::KIND, Verified::KIND]).await?;
@@ -86,16 +89,16 @@ async fn run(at: &ClickHouse, by: By) -> Result<SwapReport, Error> {
     for (_, _, table) in &tables {
         retries += exchange(at, table).await?;
     }
-    let mixed = started.elapsed();
-    // Whoever gives the epoch up after this look finds all tables exchanged, and goes on as well. If he did so before, he may have found none and be taking back
-    // those that were exchanged since: what gives them back are the names that the old tables have until they are put aside.
-    if by == By::Itself && at.facts(&[GivenUp::KIND]).await?.get::<GivenUp>(0)?.is_some() {
-        return Err(is_given_up(at));
+    let report = record(at, started.elapsed(), retries, by).await?;
+    done(at, report).await
+}
+
+/// What is left to do once a swap is recorded. A newer epoch does it with its own.
+async fn done(at: &ClickHouse, report: SwapReport) -> Result<SwapReport, Error> {
+    match put_aside(at).await {
+        Ok(()) | Err(Error::Superseded(_)) => Ok(report),
+        Err(error) => Err(error),
     }
-    for (_, _, table) in &tables {
-        put_aside(at, table).await?;
-    }
-    record(at, mixed, retries, by).await
 }
 
 /// The last word, which nobody has once somebody else decides what becomes of the tables.
@@ -105,10 +108,9 @@ async fn record(at: &ClickHouse, mixed: Duration, retries: u32, by: By) -> Resul
         now: String,
     }
     let now: Now = at.client()?.row("SELECT formatDateTime(now64(3, 'UTC'), '%Y-%m-%dT%H:%i:%S.000Z') AS now", "reading the clock").await?;
-    let mut condition = at.is_newest();
-    if by == By::Itself {
-        condition = format!("{condition} AND {}", at.is_not_given_up());
-    }
+    // Whoever finishes an epoch that is given up is kept from it only by whoever takes it back.
+    let deed = if by == By::Itself { GIVEN_UP } else { TAKEN_BACK };
+    let condition = format!("{} AND {}", at.is_newest(), at.is_not_given_up(deed));
     at.record_if(&condition, &at.entry(0, 0, &Swapped { at: now.now, millis: mixed.as_millis() as i64, retries })?).await?;
     if let Some(report) = ledger::swap_report(at).await? {
         return Ok(report);
@@ -157,7 +159,7 @@ async fn exchange(at: &ClickHouse, table: &Table) -> Result<u32, Error> {
             None => at.ddl().rename(&[(&ours, name)]),
         };
         match at.client()?.try_run(&sql, &[]).await {
-            Err(refusal) if live.is_some() && matches!(refusal.code, UNSUPPORTED_METHOD | NOT_IMPLEMENTED) => {
+            Err(refusal) if live.is_some() && cannot_exchange(&refusal) => {
                 one_after_the_other(at, table, &ours).await?;
             }
             outcome => drop(went_through(outcome, &doing)?),
@@ -178,6 +180,11 @@ async fn one_after_the_other(at: &ClickHouse, table: &Table, ours: &TableName) -
     at.fence().await?;
     let sql = at.ddl().rename(&[(ours, &new), (name, &old), (&new, name)]);
     went_through(at.client()?.try_run(&sql, &[]).await, &format!("swapping {name}")).map(drop)
+}
+
+/// Whether it is tables as such that this server or database cannot exchange.
+pub(super) fn cannot_exchange(refusal: &Refusal) -> bool {
+    matches!(refusal.code, UNSUPPORTED_METHOD | NOT_IMPLEMENTED)
 }
 
 /// Whether a statement was done; false if one of its tables is not there, or is there already.
@@ -211,9 +218,16 @@ fn is_ours(at: &ClickHouse, table: &Table, mark: &Mark) -> bool {
         == (at.brief.mirror_uid.as_str(), at.brief.epoch, table.schema.number, Some(table.generation))
 }
 
-/// Marks what the exchange has put under an attempt's name as retired, and gives it a name that people understand. Under the name of a newer epoch's attempt
-/// is that epoch's shadow: whoever wakes up late leaves it alone.
-async fn put_aside(at: &ClickHouse, table: &Table) -> Result<(), Error> {
+/// Marks what a swap that is done has put under attempts' names as retired, and gives it names that people understand.
+pub(super) async fn put_aside(at: &ClickHouse) -> Result<(), Error> {
+    for (_, _, table) in at.facts(&[Table::KIND]).await?.all::<Table>()? {
+        put_one_aside(at, &table).await?;
+    }
+    Ok(())
+}
+
+/// Under the name of a newer epoch's attempt is that epoch's shadow: whoever wakes up late leaves it alone.
+async fn put_one_aside(at: &ClickHouse, table: &Table) -> Result<(), Error> {
     let name = &table.schema.destination;
     let doing = format!("putting aside the old {name}");
     let mark = Mark { mirror: at.brief.mirror_uid.clone(), epoch: at.brief.epoch, table: table.schema.number, generation: None };

@@ -33,57 +33,93 @@ pub(super) async fn forward(at: &ClickHouse) -> Result<(), Error> {
 /// One statement of a swap that nobody could stop may still exchange a table while this is looking. So it is looked at again until there is nothing left.
 pub(super) async fn back(at: &ClickHouse) -> Result<(), Error> {
     for _ in 0..ATTEMPTS {
-        let shadows: Vec<Found> =
-            live::marked(at).await?.into_iter().filter(|found| found.is_shadow() && found.mark.epoch == at.brief.epoch).collect();
-        for shadow in &shadows {
-            drop_shadow(at, shadow).await?;
-        }
+        let dropped = drop_shadows(at, |epoch| epoch == at.brief.epoch).await?;
         let mut exchanged = false;
         for name in live_names(at).await? {
             exchanged |= give_back(at, &name).await?;
         }
-        if shadows.is_empty() && !exchanged {
+        if !dropped && !exchanged {
             return Ok(());
         }
     }
-    Err(Error::Transient("taking back a swap: somebody else is at the same; it is tried again".into()))
+    Err(busy("taking back a swap"))
 }
 
-/// Drops a shadow. A late statement may exchange it by the name of its attempt: so it first gets one that nobody knows, and is dropped if it is the shadow still.
-pub(super) async fn drop_shadow(at: &ClickHouse, shadow: &Found) -> Result<(), Error> {
-    let Some(name) = mark::another_attempt(&shadow.name.name, shadow.mark.epoch, super::random()) else {
-        return live::drop_table(at, &shadow.name).await;
-    };
-    let name = TableName { schema: shadow.name.schema.clone(), name };
-    let renamed = at.client()?.try_run(&at.ddl().rename(&[(&shadow.name, &name)]), &[]).await;
-    if went_through(renamed, &format!("dropping {}", shadow.name))?
-        && live::find(at, &name).await?.and_then(|found| found.mark).is_some_and(|mark| mark == shadow.mark)
+fn busy(doing: &str) -> Error {
+    Error::Transient(format!("{doing}: somebody else is at the same; it is tried again"))
+}
+
+/// Drops the shadows of some epochs. Returns whether there were any.
+pub(super) async fn drop_shadows(at: &ClickHouse, of: impl Fn(u32) -> bool) -> Result<bool, Error> {
+    let shadows: Vec<Found> = live::marked(at).await?.into_iter().filter(|found| found.is_shadow() && of(found.mark.epoch)).collect();
+    for shadow in &shadows {
+        drop_aside(at, shadow).await?;
+    }
+    Ok(!shadows.is_empty())
+}
+
+/// Drops all shadows, with the fence closed, until a look finds none.
+pub(super) async fn drop_all_shadows(at: &ClickHouse) -> Result<(), Error> {
+    for _ in 0..ATTEMPTS {
+        if !drop_shadows(at, |_| true).await? {
+            return Ok(());
+        }
+    }
+    Err(busy("dropping shadows"))
+}
+
+/// Drops a table that is not live. A late statement may exchange it by the name of its attempt, or a later swap have put another under the name of an old one: so it first
+/// gets a name that nobody knows, and is dropped if it still is the table that was found.
+pub(super) async fn drop_aside(at: &ClickHouse, aside: &Found) -> Result<(), Error> {
+    let unknown = mark::another_attempt(&aside.name.name, super::random());
+    let unknown = unknown.unwrap_or_else(|| mark::swap(&aside.name, aside.mark.epoch, super::random()));
+    let name = TableName { schema: aside.name.schema.clone(), name: unknown };
+    let renamed = at.client()?.try_run(&at.ddl().rename(&[(&aside.name, &name)]), &[]).await;
+    if went_through(renamed, &format!("dropping {}", aside.name))?
+        && live::find(at, &name).await?.and_then(|found| found.mark).is_some_and(|mark| mark == aside.mark)
     {
         live::drop_table(at, &name).await?;
     }
     Ok(())
 }
 
-/// Gives its name back to a table that gave way to a shadow; takes it from the shadow if that has it. Returns whether there was such a table.
+/// Gives its name back to a table that gave way to a shadow, which has it or nobody. Returns whether there was such a table.
+///
+/// Where there was none before, the epoch's table stays under the name: nothing tells it for sure from one whose old table somebody else is putting aside.
 async fn give_back(at: &ClickHouse, name: &TableName) -> Result<bool, Error> {
     let live = live::find(at, name).await?;
     if live.as_ref().is_some_and(|live| !live.is_of(at)) {
         return Ok(false);
     }
-    for old in live::names(at, &name.schema, "").await? {
-        if mark::swap_of(name, &old) != Some(at.brief.epoch) {
-            continue;
+    let Some(old) = gave_way(at, name).await? else { return Ok(false) };
+    let doing = format!("giving {name} its name back");
+    if live.is_none() {
+        went_through(at.client()?.try_run(&at.ddl().rename(&[(&old, name)]), &[]).await, &doing)?;
+        return Ok(true);
+    }
+    // Executed late, when the shadow that it has brought under that name is dropped, it finds no such table.
+    match at.client()?.try_run(&at.ddl().exchange(name, &old), &[]).await {
+        Err(refusal) if swap::cannot_exchange(&refusal) => {
+            let fresh = || TableName { schema: name.schema.clone(), name: mark::swap(name, at.brief.epoch, super::random()) };
+            let (first, away) = (fresh(), fresh());
+            // Late or twice it fails at its first element, and takes nothing away.
+            let sql = at.ddl().rename(&[(&old, &first), (name, &away), (&first, name)]);
+            went_through(at.client()?.try_run(&sql, &[]).await, &doing)?;
         }
+        outcome => drop(went_through(outcome, &doing)?),
+    }
+    Ok(true)
+}
+
+/// The table that this epoch's swap has put under an attempt's name.
+async fn gave_way(at: &ClickHouse, name: &TableName) -> Result<Option<TableName>, Error> {
+    for old in live::names(at, &name.schema, "").await? {
         let old = TableName { schema: name.schema.clone(), name: old };
-        if live::find(at, &old).await?.is_some_and(|old| !old.is_of(at)) {
-            let away = TableName { schema: name.schema.clone(), name: mark::swap(name, at.brief.epoch, super::random()) };
-            let names = [(name, &away), (&old, name)];
-            let rename = at.ddl().rename(if live.is_some() { &names } else { &names[1..] });
-            went_through(at.client()?.try_run(&rename, &[]).await, &format!("giving {name} its name back"))?;
-            return Ok(true);
+        if mark::swap_of(name, &old.name) == Some(at.brief.epoch) && live::find(at, &old).await?.is_some_and(|old| !old.is_of(at)) {
+            return Ok(Some(old));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 async fn live_names(at: &ClickHouse) -> Result<Vec<TableName>, Error> {

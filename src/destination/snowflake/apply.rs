@@ -129,8 +129,11 @@ impl Applier for SnowflakeApplier {
         let (path, name) = (format!("apply/{}/", self.token.replace('/', "-")), format!("{}.csv.zst", self.batch));
         let place = self.at.place(&path).await?;
         let mut file = place.file(&name)?;
-        file.write(&batch.rows).await?;
-        file.finish().await?;
+        let written = async {
+            file.write(&batch.rows).await?;
+            file.finish().await
+        };
+        written.await.inspect_err(|_| self.at.stage.forget())?;
         let copy = encoding.names.stage_rows(table, place.from(), name, self.batch);
         let statements = encoding.names.statements(&batch, self.batch);
         let staged = self.run(&copy, &doing).await?.sum("rows_loaded");

@@ -49,7 +49,8 @@ pub(super) async fn chunk(
     let encoder = encoder.map_err(|why| permanent("TypeUnsupported", format!("{doing}: {why}")))?;
     let path = format!("e{}g{generation}/", at.brief.epoch);
     let (place, now) = (at.place(&path).await?, at.now().await?);
-    let written = write(CopyReader::new(&encoder, table.binary()), rows, &place, chunk.number, |e| refused(table, &e, &doing)).await?;
+    let written = write(CopyReader::new(&encoder, table.binary()), rows, &place, chunk.number, |e| refused(table, &e, &doing)).await;
+    let written = written.inspect_err(|_| at.stage.forget())?;
     let copy = Copy { at, table, into: &into, from: place.from(), now: &now, doing: &doing };
     let loaded = copy.commit(chunk, generation, &written).await?;
     for file in &written.files {
@@ -96,7 +97,7 @@ struct Written {
     loaded: Loaded,
 }
 
-/// Makes files of the rows. None of them is left half written.
+/// Makes files of the rows. One that rows are being added to when it fails is given up; of one that cannot be ended parts may stay.
 async fn write(
     mut reader: CopyReader<'_>,
     mut rows: BoxStream<'_, Result<Bytes, String>>,

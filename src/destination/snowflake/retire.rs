@@ -31,7 +31,15 @@ pub(super) async fn drop_retired(at: &Snowflake) -> Result<(), Error> {
     let sql = format!("DELETE FROM {} WHERE \"EPOCH\" BETWEEN 1 AND {}", at.ledger(), at.brief.epoch.saturating_sub(1));
     transaction.query(&sql, "writing the ledger").await?;
     transaction.commit().await?;
-    at.clean("e").await
+    clean(at, "e").await;
+    Ok(())
+}
+
+/// Removes files from the stage. What is left does no harm, and whoever may not remove them, or cannot reach the place, is not kept from ending an epoch.
+async fn clean(at: &Snowflake, path: &str) {
+    if let Err(error) = at.clean(path).await {
+        tracing::warn!(%error, path, "files stay in the stage");
+    }
 }
 
 /// Drops what the swaps of this mirror up to `epoch` have retired.
@@ -73,7 +81,7 @@ pub(super) async fn abandon(at: &Snowflake) -> Result<(), Error> {
         return Err(Error::Superseded(next));
     }
     undo::back(at).await?;
-    at.clean(&format!("e{}g", at.brief.epoch)).await?;
+    clean(at, &format!("e{}g", at.brief.epoch)).await;
     let sql = format!("DELETE FROM {} WHERE \"EPOCH\" = {}", at.ledger(), at.brief.epoch);
     at.client()?.query(&sql, "writing the ledger").await.map(drop)
 }

@@ -48,6 +48,11 @@ impl Places {
         known.iter().find(|(of, ..)| of == path).map(|(_, _, place)| place.clone())
     }
 
+    /// The next file asks for the place anew, and for its credentials: those that are known may have been taken away.
+    pub(super) fn forget(&self) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn keep(&self, path: &str, place: &Place) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.iter().all(|(of, ..)| of != path) {

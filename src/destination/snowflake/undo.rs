@@ -72,13 +72,12 @@ pub(super) async fn drop_shadows(at: &Snowflake, of: impl Fn(u32) -> bool) -> Re
     Ok(!shadows.is_empty())
 }
 
-/// Drops a table that is not live. A late statement may swap it by the name of its attempt: so it first gets one that nobody knows, and is dropped if it still is the
-/// table that was found.
+/// Drops a table that is not live. A late statement may swap it by the name of its attempt, or a later swap have put another under the name of an old one: so it first
+/// gets a name that nobody knows, and is dropped if it still is the table that was found.
 pub(super) async fn drop_aside(at: &Snowflake, found: &Found) -> Result<(), Error> {
-    let Some(name) = mark::another_attempt(&found.name.name, super::random()) else {
-        return live::drop_table(at, &found.name).await;
-    };
-    let name = TableName { schema: found.name.schema.clone(), name };
+    let unknown = mark::another_attempt(&found.name.name, super::random());
+    let unknown = unknown.unwrap_or_else(|| mark::swap(&found.name, found.mark.epoch, super::random()));
+    let name = TableName { schema: found.name.schema.clone(), name: unknown };
     if live::rename(at, &found.name, &name, &format!("dropping {}", found.name)).await?
         && live::find(at, &name).await?.and_then(|now| now.mark).is_some_and(|mark| mark == found.mark)
     {

@@ -321,7 +321,9 @@ async fn readers_find_the_table_at_every_moment_of_a_swap() {
         tokio::spawn(async move {
             let mut seen = Vec::new();
             while !end.load(std::sync::atomic::Ordering::Relaxed) {
-                seen.extend(place.rows("SELECT name FROM public.t FINAL WHERE id = 1").await);
+                let row = place.rows("SELECT name FROM public.t FINAL WHERE id = 1").await;
+                assert_eq!(row.len(), 1, "{row:?}");
+                seen.extend(row);
             }
             seen.dedup();
             seen

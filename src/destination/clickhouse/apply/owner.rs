@@ -1,6 +1,7 @@
 //! Who may apply: of all processes that opened the applier of an epoch, the last one.
 //!
-//! Two at once would do no harm, as rows are versioned and the checkpoint is the highest one; but one of them would be of no use.
+//! Where rows are versioned, two at once would do no harm, as the checkpoint is the highest one; but one of them would be of no use. Where what is written last counts,
+//! statements look at the owner themselves (`apply.rs`, `fence`).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -138,7 +138,7 @@ pub(in super::super) async fn check(client: &Client, to: &Peer, stage: &External
         return Ok(Some(refused(stage, &error, "write to")));
     }
     let seen = client.try_query(&format!("LIST @{}{name}", place.from)).await;
-    let listed = place.listed("").await;
+    let listed = place.store.list(Some(&Path::from(place.prefix.as_str()))).next().await.transpose();
     let deleted = place.store.delete(&object).await;
     let unreadable = match seen {
         Ok(answer) if answer.rows().next().is_some() => None,
