@@ -334,7 +334,7 @@ async fn step(place: &impl Fixture, at: &dyn Destination, step: Step) -> Result<
 /// so manyth n on a place of its own, as a server answers faster than one can ask it in turn. Where each request takes long, it is every so manyth n in
 /// all, one after the other; which ones is another each time, so that each comes up over runs.
 async fn survives_every_lost_reply_in<F: Fixture>(broken: Step) {
-    let (first, at_once) = (1 + std::process::id() % F::STRIDE, if F::STRIDE == 1 { 3 } else { 1 });
+    let (first, at_once) = (crate::support::first(F::STRIDE as usize) as u32, if F::STRIDE == 1 { 3 } else { 1 });
     let lanes = (0..at_once).map(|lane| lose_replies::<F>(broken, (first + lane..).step_by((at_once * F::STRIDE) as usize)));
     // The places go once all lanes are done: to remove one takes this thread, and a server that waits for the others.
     let ended = futures::future::join_all(lanes).await;

@@ -103,3 +103,12 @@ pub async fn until<F: AsyncFnMut() -> bool>(what: &str, mut holds: F) {
 pub async fn value(client: &Client, sql: &str) -> String {
     client.query_one(sql, &[]).await.unwrap_or_else(|e| panic!("{sql}: {e:?}")).get::<_, Option<String>>(0).unwrap_or_default()
 }
+
+/// The first of many numbers of which every `step`th is tried: another one each time, unless MIRROR_TEST_SEED names it. A test that fails prints what to set.
+pub fn first(step: usize) -> usize {
+    let clock = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos() as usize / 1000;
+    let seed =
+        std::env::var("MIRROR_TEST_SEED").map_or_else(|_| clock(), |seed| seed.parse().expect("MIRROR_TEST_SEED is a number")) % step;
+    println!("MIRROR_TEST_SEED={seed}");
+    1 + seed
+}

@@ -154,7 +154,7 @@ impl Client {
     pub(super) async fn try_query(&self, sql: &str) -> Result<Answer, Refusal> {
         loop {
             let mut session = self.session().await?;
-            let fresh = session.statements <= Session::FIRST_STATEMENTS;
+            let fresh = session.statements < Session::FIRST_STATEMENTS;
             let answer = session.query(sql).await;
             match answer {
                 // It has idled for too long: the statement was not looked at.

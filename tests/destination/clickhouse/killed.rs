@@ -94,7 +94,7 @@ async fn live(at: &dyn Destination, schema: &TableSchema) -> Result<(), Error> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_between_two_statements_loses_and_doubles_nothing() {
     let server = server();
-    let mut number = 1 + std::process::id() as usize % STEP;
+    let mut number = support::first(STEP);
     println!("beginning with statement {number}");
     loop {
         let place = OnClickHouse::at(&server).await;

@@ -17,7 +17,7 @@ use crate::{
     fixture::{Fixture, boundary, from_loaded, load, open, plan, table, until_loaded, whole},
     on_clickhouse::{OnClickHouse, ask},
     proxy::Proxy,
-    support::until,
+    support::{self, until},
 };
 
 fn u(place: &OnClickHouse) -> TableSchema {
@@ -242,7 +242,7 @@ const STEP: usize = 3;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_swap_and_the_giving_up_of_its_epoch_agree_wherever_one_comes_between_the_steps_of_the_other() {
     for (deed, by) in [(Deed::GiveUp, Deed::Swap), (Deed::Swap, Deed::GiveUp)] {
-        for number in (1 + std::process::id() as usize % STEP..).step_by(STEP) {
+        for number in (support::first(STEP)..).step_by(STEP) {
             let place = OnClickHouse::new().await;
             ready_alone(&place).await;
             let (outcome, came) = interrupted(&place, deed, number, by).await;
@@ -270,7 +270,7 @@ async fn a_swap_and_the_giving_up_of_its_epoch_agree_wherever_one_comes_between_
 #[tokio::test(flavor = "multi_thread")]
 async fn two_that_give_up_an_epoch_in_the_middle_of_its_swap_agree_wherever_one_comes_between_the_steps_of_the_other() {
     for finishable in [true, false] {
-        for number in (1 + std::process::id() as usize % STEP..).step_by(STEP) {
+        for number in (support::first(STEP)..).step_by(STEP) {
             let place = OnClickHouse::new().await;
             ready(&place).await;
             exchange(&place, "t").await;

@@ -201,7 +201,7 @@ async fn where_no_table_was_before_a_swap_that_is_taken_back_leaves_none() {
 const STEP: usize = 8;
 
 fn some() -> impl Iterator<Item = usize> {
-    (1 + std::process::id() as usize % STEP..).step_by(STEP)
+    (crate::support::first(STEP)..).step_by(STEP)
 }
 
 /// Whatever a statement does that arrives between two of an epoch's giving up: afterwards both tables are of one epoch, and none is lost or left.
