@@ -57,6 +57,7 @@ pub struct SnowflakeTable {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
+    validation = Rule::new("!self.url.contains('..') && !self.url.matches('^[a-z0-9]+://[^/]+/.*--')").message("the path of url has neither two dots nor two hyphens in a row, which mean something else in paths and in SQL"),
     validation = Rule::new("self.url.startsWith('s3') == has(self.region)").message("region is given with a url of S3, and only there"),
     validation = Rule::new("!has(self.endpoint) || !self.url.startsWith('gcs')").message("endpoint is not used with a url of Google Cloud Storage"),
     validation = Rule::new("!self.url.startsWith('azure') || self.url.matches('^azure://[a-z0-9]+[.][^/]+/[^/]+')").message("url at Azure is azure://<account>.<host>/<container>/<path>")

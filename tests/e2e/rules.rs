@@ -41,6 +41,7 @@ async fn a_peer_that_makes_no_sense_is_refused() {
         (staged(json!({ "url": "gcs://b/p", "region": "eu-central-1" })), "region is given with a url of S3"),
         (staged(json!({ "url": "gcs://b/p", "endpoint": "https://h" })), "endpoint is not used"),
         (staged(json!({ "url": "azure://account/c" })), "url at Azure is azure://"),
+        (staged(json!({ "url": "s3://b/../p", "region": "eu-central-1" })), "neither two dots nor two hyphens"),
         (staged(json!({ "url": "file:///tmp" })), "should match"),
         (staged(json!({ "url": "s3://b/p", "region": "eu-central-1", "endpoint": "http://h" })), "without TLS"),
         (json!({ "roles": ["Source"], "clickhouse": server }), "only a PostgreSQL database"),
