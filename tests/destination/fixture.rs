@@ -8,7 +8,7 @@ use mirror_operator::{
     brief::{Brief, DestinationPeer},
     destination::{Boundary, Chunk, Destination, Error, Loaded, Plan, Position},
     postgres::{Connection, Lsn},
-    report::SwapReport,
+    report::{Failure, SwapReport},
     table::{Column, Identity, TableName, TableSchema},
 };
 
@@ -210,4 +210,13 @@ pub async fn from_loaded(at: &dyn Destination) -> Result<SwapReport, Error> {
 pub async fn whole(at: &dyn Destination, tables: &[Filled<'_>]) -> SwapReport {
     until_loaded(at, tables).await;
     from_loaded(at).await.unwrap()
+}
+
+/// Why something is refused for good.
+pub fn refused<T>(outcome: Result<T, Error>) -> Failure {
+    match outcome {
+        Err(Error::Permanent(failure)) => failure,
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("it was not refused"),
+    }
 }

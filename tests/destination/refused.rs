@@ -1,19 +1,9 @@
 //! What a PostgreSQL destination refuses while it loads.
 
-use mirror_operator::{destination::Error, report::Failure};
-
 use crate::{
-    fixture::{Fixture, boundary, load, open, plan, table},
+    fixture::{Fixture, boundary, load, open, plan, refused, table},
     on_postgres::OnPostgres,
 };
-
-fn refused<T>(outcome: Result<T, Error>) -> Failure {
-    match outcome {
-        Err(Error::Permanent(failure)) => failure,
-        Err(other) => panic!("{other}"),
-        Ok(_) => panic!("it was not refused"),
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_a_constraint_refuses_is_told_without_its_values_and_none_of_its_chunk_stays() {

@@ -148,7 +148,7 @@ async fn exchange(at: &ClickHouse, table: &Table) -> Result<u32, Error> {
             live::refuse(at, live, &table.schema).await?;
         }
         let Some(shadow) = shadow(at, table).await? else { continue };
-        let ours = TableName { schema: name.schema.clone(), name: mark::swap(name, at.brief.epoch, super::random()) };
+        let ours = attempt(at, name);
         let rename = at.ddl().rename(&[(&shadow, &ours)]);
         if !went_through(at.client()?.try_run(&rename, &[]).await, &doing)? || !is_shadow(at, table, &ours).await? {
             continue;
@@ -174,12 +174,16 @@ async fn exchange(at: &ClickHouse, table: &Table) -> Result<u32, Error> {
 /// server ends in the middle, the next attempt finds the shadow by its mark and no table of the live name.
 async fn one_after_the_other(at: &ClickHouse, table: &Table, ours: &TableName) -> Result<(), Error> {
     let name = &table.schema.destination;
-    let fresh = || TableName { schema: name.schema.clone(), name: mark::swap(name, at.brief.epoch, super::random()) };
-    let (new, old) = (fresh(), fresh());
+    let (new, old) = (attempt(at, name), attempt(at, name));
     at.record(&[at.entry(table.schema.number, 0, &Gap {})?]).await?;
     at.fence().await?;
     let sql = at.ddl().rename(&[(ours, &new), (name, &old), (&new, name)]);
     went_through(at.client()?.try_run(&sql, &[]).await, &format!("swapping {name}")).map(drop)
+}
+
+/// A name of an attempt to swap a table, which no other attempt has.
+pub(super) fn attempt(at: &ClickHouse, name: &TableName) -> TableName {
+    TableName { schema: name.schema.clone(), name: mark::swap(name, at.brief.epoch, super::random()) }
 }
 
 /// Whether it is tables as such that this server or database cannot exchange.

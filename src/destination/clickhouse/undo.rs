@@ -100,8 +100,7 @@ async fn give_back(at: &ClickHouse, name: &TableName) -> Result<bool, Error> {
     // Executed late, when the shadow that it has brought under that name is dropped, it finds no such table.
     match at.client()?.try_run(&at.ddl().exchange(name, &old), &[]).await {
         Err(refusal) if swap::cannot_exchange(&refusal) => {
-            let fresh = || TableName { schema: name.schema.clone(), name: mark::swap(name, at.brief.epoch, super::random()) };
-            let (first, away) = (fresh(), fresh());
+            let (first, away) = (swap::attempt(at, name), swap::attempt(at, name));
             // Late or twice it fails at its first element, and takes nothing away.
             let sql = at.ddl().rename(&[(&old, &first), (name, &away), (&first, name)]);
             went_through(at.client()?.try_run(&sql, &[]).await, &doing)?;

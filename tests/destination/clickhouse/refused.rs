@@ -2,24 +2,14 @@
 
 use mirror_operator::{
     api::clickhouse::{ClickHouseTable, Engine},
-    destination::Error,
-    report::Failure,
     table::{Identity, TableSchema},
 };
 
 use super::{ALL, streaming, t};
 use crate::{
-    fixture::{Fixture, made, open, until_loaded, whole},
+    fixture::{Fixture, made, open, refused, until_loaded, whole},
     on_clickhouse::OnClickHouse,
 };
-
-fn refused<T>(outcome: Result<T, Error>) -> Failure {
-    match outcome {
-        Err(Error::Permanent(failure)) => failure,
-        Err(other) => panic!("{other}"),
-        Ok(_) => panic!("it was not refused"),
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_loaded_table_whose_rows_somebody_took_is_not_sealed_and_not_swapped() {
